@@ -1,0 +1,22 @@
+"""BalanceMix for Hugging Face: multi-label image training that is robust to imbalance and wrong labels.
+
+    from hf_balancemix import BalanceMixTrainer, BalanceMixTrainingArguments, MultiLabelTrainer
+"""
+
+try:
+    import torchvision as _torchvision  # noqa: F401
+except RuntimeError as error:  # a torchvision built for another torch fails like this, and takes transformers along
+    from importlib.metadata import version as _version
+
+    raise ImportError(
+        f"torch {_version('torch')} and torchvision {_version('torchvision')} do not belong together ({error}). "
+        "Install a matching pair in one command: pip install --upgrade torch torchvision"
+    ) from error
+
+from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.balancemix import BalanceMixTrainer
+from hf_balancemix.training.multilabel import MultiLabelTrainer
+from hf_balancemix.version import __version__
+
+
+__all__ = ["BalanceMixTrainer", "BalanceMixTrainingArguments", "MultiLabelTrainer", "__version__"]

@@ -1,0 +1,119 @@
+"""From a backbone's name to a model with one output per class and an image processor that fits it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    ResNetConfig,
+    TimmWrapperConfig,
+    ViTImageProcessor,
+)
+
+SMALL_RESNET = "small_resnet"
+
+
+def build_model(
+    backbone: str, class_names: Sequence[str], image_size: int | None = None, pretrained: bool = True
+) -> tuple[PreTrainedModel, Any]:
+    """Build a classifier with a linear head and its image processor.
+
+    Args:
+        backbone: A timm name (``resnet50.tv_in1k``), a Hub name (``google/vit-base-patch16-224``), a local folder
+            with a checkpoint, or ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, made from a config.
+        class_names: The K names.
+        image_size: Side in pixels; pictures are squashed to a square. ``None`` takes the backbone's own size.
+        pretrained: Load weights; otherwise draw them at random.
+
+    Returns:
+        The model and an image processor, both of which ``save_pretrained`` writes for the Auto classes.
+
+    Raises:
+        ValueError: If the backbone is unknown (the message names the nearest ones) or its size is fixed.
+    """
+    labels = {
+        "num_labels": len(class_names),
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: i for i, name in enumerate(class_names)},
+        "problem_type": "multi_label_classification",
+    }
+    if backbone == SMALL_RESNET:
+        config = ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128],
+            depths=[1, 1, 1],
+            layer_type="basic",
+            downsample_in_first_stage=False,
+            **labels,
+        )
+        return AutoModelForImageClassification.from_config(config), _processor(image_size or 32, [0.5] * 3, [0.5] * 3)
+    if Path(backbone).is_dir() or "/" in backbone:
+        return _from_hub(backbone, labels, image_size, pretrained)
+    return _from_timm(backbone, labels, image_size, pretrained)
+
+
+def _processor(size: int, mean: Sequence[float], std: Sequence[float]) -> ViTImageProcessor:
+    """Squash to a square, as the paper and the ML-Decoder and ASL scripts do."""
+    return ViTImageProcessor(
+        size={"height": size, "width": size}, resample=2, image_mean=list(mean), image_std=list(std)
+    )
+
+
+def _from_timm(name: str, labels: dict[str, Any], image_size: int | None, pretrained: bool) -> tuple[Any, Any]:
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise ValueError(
+            f"Expected a timm model, a Hub name with a slash or a checkpoint folder as backbone, found {name!r}"
+            + (f" (did you mean {', '.join(near)}?)." if near else ". `timm.list_models()` lists the names.")
+        )
+    cfg = timm.get_pretrained_cfg(name)
+    size = image_size or cfg.input_size[-1]
+    # Only some architectures are built for one size; the others take any.
+    sized = size != cfg.input_size[-1] and "img_size" in _parameters(architecture)
+    model_args = {"img_size": size} if sized else {}
+    if pretrained:
+        model = AutoModelForImageClassification.from_pretrained(
+            f"timm/{name}", ignore_mismatched_sizes=True, model_args=model_args, **labels
+        )
+    else:
+        config = TimmWrapperConfig(
+            architecture=name, pretrained_cfg=cfg.to_dict(), model_args=model_args, **labels
+        )
+        model = AutoModelForImageClassification.from_config(config)
+    return model, _processor(size, cfg.mean, cfg.std)
+
+
+def _parameters(architecture: str) -> set[str]:
+    """Return the constructor parameters of the class behind a timm entry point."""
+    module = inspect.getmodule(timm.models.model_entrypoint(architecture))
+    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    return {name for c in classes for name in inspect.signature(c.__init__).parameters}
+
+
+def _from_hub(name: str, labels: dict[str, Any], image_size: int | None, pretrained: bool) -> tuple[Any, Any]:
+    processor = AutoImageProcessor.from_pretrained(name)
+    if pretrained:
+        model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=True, **labels)
+    else:
+        model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, **labels))
+    fixed = getattr(model.config, "image_size", None)
+    if image_size and isinstance(fixed, int) and fixed != image_size:
+        raise ValueError(
+            f"Expected `image_size={fixed}`, the only size that {name} takes, found {image_size}. Leave `image_size` "
+            "unset or choose another backbone."
+        )
+    if image_size is None:
+        return model, processor
+    cfg = getattr(processor, "data_config", None)
+    mean, std = (cfg["mean"], cfg["std"]) if cfg else (processor.image_mean, processor.image_std)
+    return model, _processor(image_size, mean, std)

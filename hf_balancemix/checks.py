@@ -1,0 +1,261 @@
+"""Validation of what users pass in: every message says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_REFUSED = {
+    "label_smoothing_factor": (
+        0.0,
+        "label smoothing is not defined for the refined targets of BalanceMix and the Trainer switches it off for "
+        "multi-label models; leave it at 0",
+    ),
+    "train_sampling_strategy": (
+        "random",
+        "the trainer's own sampler decides the order (`second_sampler`, `minority_score`); leave it at 'random'",
+    ),
+    "batch_eval_metrics": (
+        False,
+        "average precision needs the scores of the whole evaluation set at once; leave it at False",
+    ),
+    "eval_do_concat_batches": (
+        True,
+        "average precision needs the scores of the whole evaluation set in one array; leave it at True",
+    ),
+    "use_liger_kernel": (False, "there are no Liger kernels for image classifiers; leave it at False"),
+    "neftune_noise_alpha": (None, "NEFTune adds noise to token embeddings, which images do not have; leave it unset"),
+    "ignore_data_skip": (
+        False,
+        "it would replay the beginning of the epoch on resume, so that the resumed run is another run; leave it at "
+        "False",
+    ),
+}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def check_trainer_arguments(args: Any) -> None:
+    """Refuse options of ``TrainingArguments`` that the trainers cannot honour.
+
+    Raises:
+        ValueError: Naming the option, its value and the reason.
+    """
+    if args.remove_unused_columns:
+        raise ValueError(
+            "Expected `remove_unused_columns=False`, found True: the trainer reads the image and label columns "
+            "itself, and removing columns that the model does not name would remove both. Leave it unset."
+        )
+    for name, (expected, reason) in _REFUSED.items():
+        value = getattr(args, name)
+        if getattr(value, "value", value) != expected:
+            raise ValueError(f"Expected `{name}={expected!r}`, found {value!r}: {reason}.")
+
+
+def check_method_arguments(args: Any) -> None:
+    """Check range and choice of every option of the method.
+
+    Raises:
+        ValueError: Naming the option, its range and its value.
+    """
+    for name in _CHOSEN:
+        value, choices = getattr(args, name), args.__dataclass_fields__[name].metadata["choices"]
+        if value not in choices:
+            raise ValueError(f"Expected `{name}` to be one of {choices}, found {value!r}{nearest(value, choices)}.")
+    _in_range("relabel_threshold", args.relabel_threshold, 0.5, 1.0, "below 0.5 both rules of Eq. 9 would hold at once")
+    _in_range("mix_alpha", args.mix_alpha, 0.0, math.inf, "it is the parameter of Beta(α, α); 0 switches mixing off")
+    _in_range("warmup_epochs", args.warmup_epochs, 0, math.inf, "it counts the epochs before refinement starts")
+    _in_range("min_fit", args.min_fit, 2, math.inf, "a mixture of two components needs at least two losses")
+    if not 0 <= args.medium_shot_from <= args.many_shot_from:
+        raise ValueError(
+            "Expected 0 <= `medium_shot_from` <= `many_shot_from`, found "
+            f"{args.medium_shot_from} and {args.many_shot_from}."
+        )
+
+
+_CHOSEN = (
+    "augmentation",
+    "class_reduction",
+    "second_sampler",
+    "minority_score",
+    "mix_lambda_per",
+    "refinement",
+    "relabel_views",
+    "relabel_bn",
+)
+
+
+def _in_range(name: str, value: float, low: float, high: float, reason: str) -> None:
+    if not (low <= value <= high) or (math.isinf(value) and high == math.inf):
+        span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise ValueError(f"Expected `{name}` {span}, found {value!r}: {reason}.")
+
+
+def check_dataset(dataset: Any, split: str) -> None:
+    """Refuse data sets that the trainers cannot read.
+
+    Raises:
+        TypeError: For iterable data sets and for anything that is no ``datasets.Dataset``.
+        ValueError: For an empty split.
+    """
+    kind = type(dataset).__name__
+    if kind == "IterableDataset":
+        raise TypeError(
+            f"Expected a map-style `datasets.Dataset` as {split} set, found an IterableDataset: sampling by class "
+            "confidence and per-label statistics need a known length and access by row. Load without "
+            "`streaming=True`, or materialise it: `datasets.Dataset.from_generator(lambda: iter(ds), "
+            "features=ds.features)`."
+        )
+    if kind in ("DatasetDict", "dict"):
+        raise TypeError(
+            f"Expected one split as {split} set, found a {kind} with {sorted(dataset)}. Pass one, for instance "
+            f"`dataset[{next(iter(dataset), 'train')!r}]`."
+        )
+    if not all(hasattr(dataset, name) for name in ("select_columns", "column_names", "features")):
+        raise TypeError(
+            f"Expected a `datasets.Dataset` as {split} set, found {type(dataset).__module__}.{kind}. Wrap yours with "
+            "`datasets.Dataset.from_dict`, `from_generator` or `load_dataset('imagefolder', ...)`."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"Expected at least one image in the {split} set, found none. Check the split or the filter.")
+
+
+def check_batch_size(num_rows: int, batch_size: int, world_size: int, drop_last: bool) -> None:
+    """Refuse a training set that gives no step.
+
+    Raises:
+        ValueError: If there are fewer images than one batch over all processes and ``drop_last`` is on.
+    """
+    needed = batch_size * world_size
+    if drop_last and num_rows < needed:
+        raise ValueError(
+            f"Expected at least one batch of {needed} training images ({batch_size} on each of {world_size} "
+            f"processes), found {num_rows} images. Lower `per_device_train_batch_size` to at most "
+            f"{num_rows // world_size}, or set `dataloader_drop_last=False`."
+        )
+
+
+def check_model(model: Any, class_names: Sequence[str]) -> None:
+    """Check that the model's outputs are the data set's classes.
+
+    Raises:
+        TypeError: If the model has no configuration.
+        ValueError: If the number of labels differs.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise TypeError(
+            "Expected a `transformers.PreTrainedModel` (for instance from `AutoModelForImageClassification`), found "
+            f"{type(model).__name__}. timm models load as `AutoModelForImageClassification.from_pretrained("
+            "'timm/resnet50.a1_in1k', ...)`."
+        )
+    if config.num_labels != len(class_names):
+        raise ValueError(
+            f"Expected a model with {len(class_names)} outputs, one per class of the training set, found "
+            f"{config.num_labels}. Load it with `from_pretrained(..., num_labels={len(class_names)}, "
+            "ignore_mismatched_sizes=True)`."
+        )
+
+
+def check_finite(loss: Any, step: int, index: Any) -> None:
+    """Stop a run whose loss is NaN or infinite.
+
+    Raises:
+        FloatingPointError: Naming the step and the rows of the batch.
+    """
+    if math.isfinite(loss):
+        return
+    rows = index.tolist() if hasattr(index, "tolist") else list(index)
+    shown = f"{rows[:16]}{' ...' if len(rows) > 16 else ''}"
+    raise FloatingPointError(
+        f"Expected a finite loss, found {loss} after {step} optimiser steps, in the batch of training rows {shown}. "
+        "The checkpoints already written are kept. Lower the learning rate (the loss sums over classes), check these "
+        "images, or use bf16 instead of fp16, then resume with `train(resume_from_checkpoint=True)`."
+    )
+
+
+def check_resume(saved: Any, current: Any, saved_run: dict[str, Any], run: dict[str, Any], folder: str) -> list[str]:
+    """Compare a checkpoint with the run that wants to go on from it.
+
+    Args:
+        saved: :class:`LabelState` of the checkpoint.
+        current: :class:`LabelState` of the run.
+        saved_run: Facts stored with the checkpoint.
+        run: The same facts of the run.
+        folder: The checkpoint, for the message.
+
+    Returns:
+        One sentence per difference that is allowed but makes the resumed run another one.
+
+    Raises:
+        ValueError: If the data set, its labels, the class list or the number of images per step differ.
+    """
+    wrong = []
+    if saved.class_names != current.class_names:
+        gone = [name for name in saved.class_names if name not in current.class_names]
+        new = [name for name in current.class_names if name not in saved.class_names]
+        wrong.append(
+            f"class names differ: {len(saved.class_names)} in the checkpoint, {len(current.class_names)} now; missing "
+            f"now {gone[:5]}, new {new[:5]}" + ("" if gone or new else ", the order differs")
+        )
+    elif saved.labels.shape != current.labels.shape:
+        wrong.append(f"the training set has {len(current)} images, the checkpoint's had {len(saved)}")
+    elif (changed := int((saved.labels != current.labels).sum())) > 0:
+        wrong.append(
+            f"{changed} of {saved.labels.numel()} given labels differ: another data set, order or noise setting (noise "
+            f"of the checkpoint {saved_run['noise']}, now {run['noise']})"
+        )
+    if saved_run["images_per_step"] != run["images_per_step"]:
+        wrong.append(
+            f"one optimiser step takes {run['images_per_step']} images (batch size × processes × accumulation), the "
+            f"checkpoint's took {saved_run['images_per_step']}: the position within the epoch would be lost"
+        )
+    if wrong:
+        raise ValueError(
+            f"Cannot resume from {folder}: " + "; ".join(wrong) + ". Use the settings of the interrupted run, or start "
+            "a new run in another `output_dir`."
+        )
+    return [
+        f"`{name}` was {saved_run.get(name)!r}, is now {run[name]!r}"
+        for name in run
+        if saved_run.get(name) != run[name] and name not in ("noise", "images_per_step")
+    ]
+
+
+def check_trainer_inputs(args: Any, processing_class: Any, others: dict[str, Any]) -> None:
+    """Refuse constructor arguments that the trainers cannot honour.
+
+    Raises:
+        TypeError: Naming the argument and what to pass.
+    """
+    if not hasattr(args, "relabel_views"):
+        raise TypeError(
+            f"Expected `BalanceMixTrainingArguments` as `args`, found {type(args).__name__}. It takes everything that "
+            "`TrainingArguments` takes: change the class name."
+        )
+    if processing_class is None:
+        raise TypeError(
+            "Expected an image processor as `processing_class`, found None. Pass the model's own: "
+            "`AutoImageProcessor.from_pretrained(...)`."
+        )
+    reasons = {
+        "data_collator": "the trainer reads, augments and collates pairs of images itself",
+        "compute_loss_func": "the loss is the method; plug a loss into the stock `Trainer`, or subclass this one",
+    }
+    for name, reason in reasons.items():
+        if others.get(name) is not None:
+            raise TypeError(f"Expected no `{name}`, found {others[name]!r}: {reason}.")
+
+
+def own_class_names(model: Any) -> tuple[str, ...] | None:
+    """Return the class names in a model's configuration, or ``None`` where it only has ``LABEL_0``, ``LABEL_1``, …"""
+    id2label = getattr(getattr(model, "config", None), "id2label", None)
+    if not id2label or all(name == f"LABEL_{i}" for i, name in id2label.items()):
+        return None
+    return tuple(id2label[i] for i in range(len(id2label)))

@@ -1,0 +1,350 @@
+"""Label columns of any shape → one multi-hot table, and the image column beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_balancemix.checks import check_dataset, nearest
+
+LABEL_COLUMNS = ("labels", "label", "label_names", "attributes", "tags", "classes", "categories", "targets", "target")
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "pixel_values")
+ID_COLUMNS = ("id", "image_id")
+DELIMITERS = (",", "|", ";")
+_NUMERIC = ("bool", "int", "uint", "float")
+_MAX_CLASSES = 100_000
+_LISTS = (datasets.List, datasets.LargeList)
+
+Array = npt.NDArray[Any]
+Names = tuple[str, ...]
+Columns = str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The labels of one split, row n for row n: (N, K) uint8, K names, the source (a tuple: one column per class)."""
+
+    labels: npt.NDArray[np.uint8]
+    class_names: Names
+    column: str | Names
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """How labels are written: decided once on a whole split, then valid for any batch of its rows.
+
+    ``kind`` is "ids", "names" (in one text if there is a ``delimiter``), "multi_hot", or "columns" (one per class).
+    """
+
+    kind: str
+    columns: Names
+    class_names: Names
+    delimiter: str | None = None
+
+
+def encode_labels(
+    dataset: datasets.Dataset,
+    label_column: Columns = None,
+    class_names: Sequence[str] | None = None,
+    delimiter: str | None = None,
+) -> LabelTable:
+    """Read the labels of a data set, however they are written, as one multi-hot table (N, K) uint8.
+
+    Without ``label_column`` the first of ``LABEL_COLUMNS`` that holds lists is taken, else the first that holds
+    anything; without any of them the columns called like ``class_names``, or, if those are None, all columns (two or
+    more, ids excepted) with nothing but 0 and 1. ``clean_labels`` and ``noise_mask`` are only taken when named.
+
+    * list of ``ClassLabel``: the names are those of the feature; ``class_names``, if given, must be equal to them.
+    * list of names, or text ("cat, dog", "cat|dog", "cat;dog"): ``class_names``, or all names found, sorted.
+    * list of ids: ``class_names``, or "0", "1", ... up to the largest id.
+    * multi-hot list of 0 and 1 (also booleans and floats): ``class_names``, or "0", "1", ...
+    * one 0/1 column per class: the names of the columns; ``class_names`` gives their order.
+
+    Multi-hot or ids? Lists with a fixed length in their feature, of booleans or of floats are multi-hot. Lists of
+    whole numbers are multi-hot if all have one length (two or more; K if ``class_names`` are given) and hold only 0
+    and 1; otherwise they are ids. What could be either is refused. None, an empty list and an empty text mean that
+    no class is present; repeated ids count once.
+
+    Args:
+        dataset: N rows; its transforms are not run, selections and shuffles are respected.
+        label_column: Name of the label column, or a list of names: one 0/1 column per class.
+        class_names: K names. For an evaluation split pass those of the training split.
+        delimiter: What separates the names, if the column is text; found if None.
+
+    Raises:
+        TypeError: ``dataset`` is no ``datasets.Dataset``, or ``class_names`` no list of texts.
+        ValueError: No label column, an unreadable one, or a value that is no label; the first bad row is named.
+    """
+    label_format = find_label_format(dataset, label_column, class_names, delimiter)
+    labels = read_labels(arrow_columns(dataset, label_format.columns), label_format)
+    column = label_format.columns if label_format.kind == "columns" else label_format.columns[0]
+    return LabelTable(labels, label_format.class_names, column)
+
+
+def has_label_column(dataset: datasets.Dataset, label_column: Columns = None) -> bool:
+    """Say whether ``encode_labels`` would find a label column; a set for prediction need not have one."""
+    try:
+        return bool(_find_columns(dataset, label_column, None))
+    except ValueError:
+        return False
+
+
+def check_same_classes(train: LabelTable, other_names: Sequence[str], split: str) -> None:
+    """Refuse an evaluation split whose classes are not those of training, in the same order.
+
+    Raises:
+        ValueError: Names are missing, unknown or in another order.
+    """
+    _check_equal(train.class_names, other_names, f"the classes of the training set in split {split!r}")
+
+
+def find_image_column(dataset: datasets.Dataset) -> str:
+    """Name of the column with the images: of feature ``Image``, or arrays under a name of ``IMAGE_COLUMNS``.
+
+    Raises:
+        TypeError: ``dataset`` is no ``datasets.Dataset``.
+        ValueError: No such column, or several, none of them called as in ``IMAGE_COLUMNS``.
+    """
+    check_dataset(dataset, "image")
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    scalar = (datasets.Value, datasets.ClassLabel, dict)
+    arrays = [name for name, feature in dataset.features.items() if not isinstance(feature, scalar)]
+    known = [name for name in IMAGE_COLUMNS if name in (images or arrays)]
+    if known or len(images) == 1:
+        return (known or images)[0]
+    found = f"{len(images)} of feature Image among {_some(dataset.column_names)}"
+    remedy = (
+        'Use dataset.cast_column("image", datasets.Image()) on a column of paths, or rename the right one to image'
+    )
+    raise _mistake("one column of feature Image", found, remedy)
+
+
+def find_label_format(
+    dataset: datasets.Dataset, label_column: Columns, class_names: Sequence[str] | None, delimiter: str | None
+) -> LabelFormat:
+    """Find the label column and how it is written; arguments, rules and errors as in ``encode_labels``."""
+    check_dataset(dataset, "labelled")
+    names = None if class_names is None else _check_names(class_names)
+    column = _find_columns(dataset, label_column, names)
+    if isinstance(column, tuple):
+        _check_equal(sorted(names or column), sorted(column), "one column per class name")
+        for name in column:
+            if not getattr(dataset.features[name], "dtype", "").startswith(_NUMERIC):
+                raise _mistake(f"0/1 in column {name!r}", str(dataset.features[name]), "Convert the column with map()")
+        return LabelFormat("columns", names or column, names or column)
+    values = arrow_columns(dataset, (column,))[column]
+    feature = dataset.features[column]
+    inner = feature.feature if isinstance(feature, _LISTS) else feature
+    if getattr(inner, "dtype", None) in ("string", "large_string"):
+        delimiter = (delimiter or _find_delimiter(column, values)) if inner is feature else None
+        found = _texts(column, values, delimiter)[1].unique().to_pylist()
+        return LabelFormat("names", (column,), names or _check_names(sorted(found)), delimiter)
+    if inner is feature:
+        raise _single_label(column, feature)
+    if isinstance(inner, datasets.ClassLabel):
+        own = _check_names(inner.names)
+        _check_equal(names or own, own, f"the given class_names in column {column!r}")
+        return LabelFormat("ids", (column,), own)
+    if not getattr(inner, "dtype", "").startswith((*_NUMERIC, "null")):
+        raise _mistake(f"lists of names, ids or 0/1 in column {column!r}", str(feature), "Convert it with map()")
+    return _numeric_lists(column, inner.dtype, getattr(feature, "length", -1), values, names)
+
+
+def read_labels(table: pa.Table, label_format: LabelFormat) -> npt.NDArray[np.uint8]:
+    """Encode B rows, a whole split or one batch, as (B, K) uint8; ``label_format`` is from ``find_label_format``.
+
+    Raises:
+        ValueError: A value is no label of this format; rows are counted from the start of ``table``.
+    """
+    column, k, rows = label_format.columns[0], len(label_format.class_names), np.arange(table.num_rows)
+    labels = np.zeros((table.num_rows, k), dtype=np.uint8)
+    if label_format.kind == "columns":
+        for j, name in enumerate(label_format.columns):
+            labels[:, j] = _zeros_and_ones(name, rows, _numbers(name, rows, table[name]))
+    elif label_format.kind == "names":
+        owners, texts = _texts(column, table[column], label_format.delimiter)
+        found = pc.index_in(texts, value_set=pa.array(label_format.class_names, pa.string()))
+        if found.null_count:
+            first = found.is_null().index(True).as_py()
+            name = texts[first].as_py()
+            wrong = f"{name!r} in row {owners[first]}{nearest(name, label_format.class_names)}"
+            raise _mistake(f"one of {k} class names in column {column!r}", wrong, "Correct it or extend class_names")
+        labels[owners, np.asarray(found)] = 1
+    else:
+        owners, values, lengths = _cells(table[column])
+        numbers = _numbers(column, owners, values)
+        if label_format.kind == "ids":
+            bad = (numbers < 0) | (numbers >= k)
+            _refuse(column, bad, owners, numbers, f"ids from 0 to {k - 1}, for {k} classes", "Correct or drop the row")
+            labels[owners, numbers.astype(np.int64)] = 1
+        else:
+            bad = (lengths != k) & (lengths > 0)
+            _refuse(column, bad, rows, lengths, f"multi-hot rows of length {k}", "Give every row one value per class")
+            labels[lengths > 0] = _zeros_and_ones(column, owners, numbers).reshape(-1, k)
+    return labels
+
+
+def arrow_columns(dataset: datasets.Dataset, columns: Sequence[str]) -> pa.Table:
+    """Read some columns as they are stored: no transform is run, no image decoded."""
+    return dataset.select_columns(list(columns)).with_format("arrow")[:]
+
+
+def _find_columns(dataset: datasets.Dataset, label_column: Columns, names: Names | None) -> str | Names:
+    present = dataset.column_names
+    if label_column is not None:
+        wanted = (label_column,) if isinstance(label_column, str) else tuple(label_column)
+        missing = [name for name in wanted if name not in present]
+        if missing or not wanted or len(set(wanted)) < len(wanted):
+            hint = nearest(missing[0], present) if missing else ""
+            raise _mistake(f"label column {_some(wanted)}{hint}", f"the columns {_some(present)}", "Name each once")
+        return label_column if isinstance(label_column, str) else wanted
+    known = [name for name in LABEL_COLUMNS if name in present]
+    lists = [name for name in known if isinstance(dataset.features[name], _LISTS)]
+    if known:
+        return (lists or known)[0]
+    if names is not None and set(names) <= set(present):
+        return names
+    binary = _binary_columns(dataset)
+    if names is None and len(binary) >= 2:
+        return binary
+    expected = f"a label column ({_some(LABEL_COLUMNS)}), or one 0/1 column per class"
+    raise _mistake(expected, f"the columns {_some(present)}", "Name the column, or list of columns, in label_column")
+
+
+def _binary_columns(dataset: datasets.Dataset) -> Names:
+    values = {name: f for name, f in dataset.features.items() if isinstance(f, datasets.Value)}
+    numeric = [name for name, f in values.items() if f.dtype.startswith(_NUMERIC) and name not in ID_COLUMNS]
+    table = arrow_columns(dataset, numeric)
+    # Gaps do not disqualify a column: reading it then names the row, where leaving the class out would be silent.
+    found = {name: {v for v in pc.unique(table[name]).to_pylist() if v is not None and v == v} for name in numeric}
+    return tuple(name for name in numeric if found[name] and found[name] <= {0, 1})
+
+
+def _numeric_lists(column: str, dtype: str, width: int, values: Any, names: Names | None) -> LabelFormat:
+    owners, flat, lengths = _cells(values)
+    numbers = _numbers(column, owners, flat)
+    kind, k = "multi_hot", len(names or ())
+    if width < 0 and dtype.startswith(("bool", "float")):
+        width = lengths[owners[0]] if numbers.size else k
+    elif width < 0:
+        kind = _ids_or_multi_hot(column, owners, numbers, lengths, k)
+        width = lengths.max() if kind == "multi_hot" else numbers.max(initial=-1) + 1
+        _refuse(column, numbers >= _MAX_CLASSES, owners, numbers, f"ids below {_MAX_CLASSES}", "Number them from 0")
+    if kind == "multi_hot" and names is not None and width != k:
+        expected = f"multi-hot rows of length {k}, one value per class name, in column {column!r}"
+        raise _mistake(expected, f"length {width}", f"Pass {width} class_names, in order")
+    return LabelFormat(kind, (column,), names or _check_names([str(i) for i in range(width)]))
+
+
+def _ids_or_multi_hot(column: str, owners: Array, numbers: Array, lengths: Array, k: int) -> str:
+    if numbers.size == 0 or numbers.min() < 0 or numbers.max() > 1:
+        return "ids"
+    ones = np.bincount(owners, weights=numbers, minlength=lengths.size)
+    repeats = bool(np.any(ones > 1) or np.any(lengths - ones > 1))  # multi-hot rows do, ids seldom
+    widths = np.unique(lengths[lengths > 0])
+    equal, width = widths.size == 1, widths[-1]
+    if equal and width > 1 and (width == k or (k == 0 and repeats)):
+        return "multi_hot"
+    if not (repeats and (equal or k != 2)) and not (equal and (width, k) in ((2, 0), (1, 1))):
+        return "ids"
+    row = int(np.argmax(lengths == width))
+    found = (
+        f"only 0 and 1, in rows of length {_some(widths.tolist())} (row {row}: {width}), and {k or 'no'} class_names"
+    )
+    remedy = "Pass class_names (for multi-hot rows one per value), or say what it is with cast_column: List(Value("
+    remedy += f"'uint8'), length={width}) is multi-hot, List(ClassLabel(names=[...])) are ids"
+    raise _mistake(f"ids, or multi-hot rows of one length, in column {column!r}", found, remedy)
+
+
+def _cells(column: Any) -> tuple[Array, Any, Array]:
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    return np.repeat(np.arange(lengths.size), lengths), pc.list_flatten(column), lengths
+
+
+def _texts(column: str, values: Any, delimiter: str | None) -> tuple[Array, Any]:
+    if delimiter is not None:
+        values = pc.split_pattern(values.cast(pa.string()), delimiter)
+    owners, texts, _ = _cells(values)
+    texts = texts.cast(pa.string())
+    _refuse(column, np.asarray(texts.is_null()), owners, None, "class names", "Fill or drop it")
+    texts = texts if delimiter is None else pc.utf8_trim_whitespace(texts)
+    named = pc.not_equal(texts, "")
+    return owners[np.asarray(named)], texts.filter(named)
+
+
+def _find_delimiter(column: str, values: Any) -> str:
+    used = [d for d in DELIMITERS if pc.any(pc.match_substring(values, d)).as_py()]
+    if not used:
+        raise _single_label(column, "text without a delimiter; if it has one, pass it as delimiter")
+    if pc.all(pc.match_substring_regex(values, r"^\s*\[.*\]\s*$")).as_py():
+        raise _mistake(
+            f"names in column {column!r}", "lists written as text", "Parse them with map() and ast.literal_eval"
+        )
+    if len(used) > 1:
+        raise _mistake(f"one delimiter in column {column!r}", _some(used), "Pass the right one as delimiter")
+    return used[0]
+
+
+def _single_label(column: str, feature: Any) -> ValueError:
+    cell = f"row[{column!r}]"
+    if isinstance(feature, datasets.ClassLabel):
+        cell = f"dataset.features[{column!r}].names[{cell}]"
+    remedy = f'Turn it into a list: dataset = dataset.map(lambda row: {{"labels": [{cell}]}})'
+    found = f"the single-label column {column!r} ({feature})"
+    return _mistake("a list of labels per row", found, f"{remedy}; or name the label column(s) in label_column")
+
+
+def _numbers(column: str, rows: Array, values: Any) -> Array:
+    if not pa.types.is_floating(values.type):
+        values = values.cast(pa.int64())
+    _refuse(column, np.asarray(pc.is_null(values, nan_is_null=True)), rows, None, "numbers", "Fill or drop it")
+    return np.asarray(values)
+
+
+def _zeros_and_ones(column: str, rows: Array, numbers: Array) -> Array:
+    remedy = "Round soft labels to 0 or 1; if these are ids, use cast_column to List(Value('int64'))"
+    _refuse(column, (numbers != 0) & (numbers != 1), rows, numbers, "0 or 1", remedy)
+    return numbers.astype(np.uint8)
+
+
+def _refuse(column: str, bad: Array, rows: Array, values: Array | None, expected: str, remedy: str) -> None:
+    if bad.any():
+        first = int(np.argmax(bad))
+        found = "None or NaN" if values is None else values[first]
+        raise _mistake(f"{expected} in column {column!r}", f"{found} in row {rows[first]}", remedy)
+
+
+def _check_names(class_names: Sequence[str]) -> Names:
+    names = tuple(class_names)
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"Expected class_names as a list of texts, found {class_names!r}. Write ['cat', 'dog'].")
+    if not names or len(set(names)) < len(names):
+        found = _some(sorted(name for name in set(names) if names.count(name) > 1))
+        found = f"{found} more than once" if names else "no class at all"
+        raise _mistake("different class names, at least one", found, "Check class_names and the label column")
+    return names
+
+
+def _check_equal(expected: Sequence[str], found: Sequence[str], what: str) -> None:
+    if list(expected) == list(found):
+        return
+    missing, extra = ([n for n in a if n not in set(b)] for a, b in ((expected, found), (found, expected)))
+    wrong = f"{_some(missing)} missing and {_some(extra)} extra"
+    if not missing and not extra:
+        wrong = next(f"{b!r} in place of {a!r}" for a, b in zip(expected, found, strict=True) if a != b)
+    raise _mistake(what, wrong, "Use the same class names in the same order everywhere")
+
+
+def _mistake(expected: str, found: str, remedy: str) -> ValueError:
+    return ValueError(f"Expected {expected}, found {found}. {remedy}.")
+
+
+def _some(names: Sequence[Any]) -> str:
+    return (", ".join(map(repr, names[:10])) or "none") + (f" and {len(names) - 10} more" if names[10:] else "")

@@ -1,0 +1,187 @@
+"""The road of one mini-batch: which images are paired, how they are read, and what the loss is told about them.
+
+One sampler yields *items* ``(members, token, views)``: the rows that belong together (one for plain training; the
+random half and the minority half for BalanceMix), a token from which the pair's augmentation and mixing coefficient
+follow, and how many augmented views to draw. Whole items travel through samplers, ranks and workers, so a pair is
+never taken apart, and what happens to it does not depend on how pairs are batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from hf_balancemix.data.transforms import ImageTransform
+from hf_balancemix.method import draw, draw_lambda
+
+Item = tuple[tuple[int, ...], int, int]
+
+
+class PairSampler(Sampler[Item]):
+    """Yields one epoch of items, the same on every rank; accelerate deals whole batches of them to the ranks.
+
+    Deliberately not a ``RandomSampler``: accelerate replaces those. It has no ``set_epoch`` either: accelerate does
+    not deliver that call in a resumed epoch, so the epoch is asked for instead.
+
+    Relations: against ``torch.utils.data.WeightedRandomSampler`` it draws from its own generator, seeded by (seed,
+    epoch) alone, so ranks agree and a resumed run sees the same stream.
+
+    Args:
+        num_rows: N, the number of training images.
+        seed: Seed of the run.
+        epoch: Called at the start of each epoch; returns its number.
+        minority_probability: Called at the start of each epoch; returns the (N,) probability of the minority half
+            (Eq. 4), or ``None`` for uniform draws. ``"random"`` instead of a function: the second half is a second
+            plain shuffle (two random samplers). ``None`` instead of a function: no second half.
+        views: Called at the start of each epoch; returns how many augmented views each image needs.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        seed: int,
+        epoch: Callable[[], int],
+        minority_probability: Callable[[], torch.Tensor | None] | str | None = None,
+        views: Callable[[], int] = lambda: 1,
+    ) -> None:
+        self.num_rows, self.seed, self.epoch = num_rows, seed, epoch
+        self.minority_probability, self.views = minority_probability, views
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[Item]:
+        # One generator per (seed, epoch). 2**20 epochs per seed do not collide.
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch())
+        halves = [torch.randperm(self.num_rows, generator=generator)]
+        if self.minority_probability == "random":
+            halves.append(torch.randperm(self.num_rows, generator=generator))
+        elif callable(self.minority_probability):
+            probability = self.minority_probability()
+            if probability is None:
+                probability = torch.full((self.num_rows,), 1.0 / self.num_rows, dtype=torch.float64)
+            halves.append(draw(probability, self.num_rows, generator))
+        tokens = torch.randint(2**62, (self.num_rows,), generator=generator)
+        views = self.views()
+        for members, token in zip(torch.stack(halves, dim=1).tolist(), tokens.tolist(), strict=True):
+            yield tuple(members), token, views
+
+
+class ImageRows:
+    """Reads images of a ``datasets.Dataset`` by row, decoded and resized; optionally keeps them in memory.
+
+    Args:
+        dataset: Any map-style ``datasets.Dataset``.
+        image_column: Name of its image column.
+        transform: Gives the geometry (size) of the pixels.
+        cache: Keep all N images in memory after the first read: N·3·H·W bytes.
+    """
+
+    def __init__(self, dataset: Any, image_column: str, transform: ImageTransform, cache: bool = False) -> None:
+        self.rows = dataset.select_columns([image_column])
+        self.column, self.transform = image_column, transform
+        self.pixels = self._read(range(len(dataset))) if cache else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _read(self, index: Sequence[int]) -> torch.Tensor:
+        # One batched read; rows that occur twice are decoded once.
+        unique = sorted(set(index))
+        images = self.rows[unique][self.column]
+        pixels = self.transform.resize(images, unique)
+        if len(unique) == len(index) and unique == list(index):
+            return pixels
+        position = {row: i for i, row in enumerate(unique)}
+        return pixels[[position[row] for row in index]]
+
+    def __getitem__(self, index: Sequence[int]) -> torch.Tensor:
+        """Return (n, 3, H, W) uint8 pixels of the n rows in ``index``."""
+        return self._read(index) if self.pixels is None else self.pixels[list(index)]
+
+
+class PairDataset(Dataset[dict[str, torch.Tensor]]):
+    """Turns a batch of items into tensors: both halves are read in one call and augmented by the pair's token.
+
+    ``__getitems__`` gives a ready batch: ``pixel_values`` (B, members, views, 3, H, W) float32, ``index``
+    (B, members) int64, ``mix_lambda`` (B,) float32 in [1/2, 1] (Eq. 5).
+    """
+
+    def __init__(self, images: ImageRows, transform: ImageTransform, mix_alpha: float = 0.0) -> None:
+        self.images, self.transform, self.mix_alpha = images, transform, mix_alpha
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        """Read one batch of items."""
+        index = [row for members, _, _ in items for row in members]
+        batch, members, views = len(items), len(items[0][0]), items[0][2]
+        seeds = [(token, m, v) for _, token, _ in items for m in range(members) for v in range(views)]
+        pixels = self.images[index].repeat_interleave(views, dim=0)
+        pixels = self.transform.finish(self.transform.augment(pixels, seeds))
+        return {
+            "pixel_values": pixels.unflatten(0, (batch, members, views)),
+            "index": torch.tensor(index).view(batch, members),
+            "mix_lambda": draw_lambda(self.mix_alpha, [token for _, token, _ in items]).float(),
+        }
+
+
+class ViewDataset(Dataset[dict[str, torch.Tensor]]):
+    """Every training image once: an unaugmented view and seeded augmented views, for the pass at the epoch's start.
+
+    ``__getitems__`` gives ``pixel_values`` (n, views, 3, H, W). Views depend on (seed, epoch, row, view) alone.
+
+    Args:
+        images: Where the pixels come from.
+        transform: Augmentation and normalisation.
+        clean: Whether the first view is the plain image.
+        augmented: How many augmented views follow.
+        seed: Seed of the run.
+        epoch: Epoch that is being prepared.
+    """
+
+    def __init__(
+        self, images: ImageRows, transform: ImageTransform, clean: bool, augmented: int, seed: int, epoch: int
+    ) -> None:
+        self.images, self.transform = images, transform
+        self.clean, self.augmented, self.key = clean, augmented, (seed, epoch)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, index: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Read one batch of rows."""
+        pixels = self.images[index]
+        parts = [pixels.unsqueeze(1)] if self.clean else []
+        if self.augmented:
+            seeds = [(*self.key, row, v) for row in index for v in range(self.augmented)]
+            repeated = self.transform.augment(pixels.repeat_interleave(self.augmented, dim=0), seeds)
+            parts.append(repeated.unflatten(0, (len(index), self.augmented)))
+        views = torch.cat(parts, dim=1)
+        return {"pixel_values": self.transform.finish(views.flatten(0, 1)).unflatten(0, views.shape[:2])}
+
+
+class EvalDataset(Dataset[dict[str, torch.Tensor]]):
+    """Plain images with their labels, if there are any: ``pixel_values`` (n, 3, H, W), ``labels`` (n, K) float32."""
+
+    def __init__(self, images: ImageRows, transform: ImageTransform, labels: torch.Tensor | None) -> None:
+        self.images, self.transform, self.labels = images, transform, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, index: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Read one batch of rows."""
+        batch = {"pixel_values": self.transform.finish(self.images[index])}
+        if self.labels is not None:
+            batch["labels"] = self.labels[list(index)].float()
+        return batch
+
+
+def as_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Collate function of the data sets above: their ``__getitems__`` already gives whole batches."""
+    return batch

@@ -1,0 +1,60 @@
+"""Tables of results: mean ± standard error over seeds, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Run = dict[str, Any]
+
+
+def mean_and_error(values: Sequence[float], digits: int = 1) -> str:
+    """Return ``mean ± standard error`` of the seeds (std with n − 1, over √n); the mean alone for one seed."""
+    mean = f"{np.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.{digits}f}"
+
+
+def method_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Summarise runs by method.
+
+    Args:
+        runs: Entries of ``results.json``.
+
+    Returns:
+        The header, and a row per method in order of first appearance: last mAP, mAP of each group, mAP of the best
+        epoch, seconds.
+    """
+    groups = list(dict.fromkeys(name for run in runs for name in run["groups"]))
+    header = ["method", "mAP", *groups, "best epoch", "seconds"]
+    rows = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == method]
+        best = [max(epoch["map"] for epoch in run["epochs"]) for run in mine]
+        rows.append(
+            [
+                method,
+                mean_and_error([run["map"] for run in mine]),
+                *(mean_and_error([run["groups"][g] for run in mine if g in run["groups"]]) for g in groups),
+                mean_and_error(best),
+                f"{np.mean([run['seconds'] for run in mine]):.0f}",
+            ]
+        )
+    return header, rows
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns for a terminal."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format as a Markdown table."""
+    lines = [list(header), ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,0 +1,163 @@
+"""BalanceMix (Song, Kim, Lee, AAAI 2024): Algorithm 1 as a Trainer. Read it beside the paper; equations in `method`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from hf_balancemix.data.pairs import PairSampler
+from hf_balancemix.losses import label_losses
+from hf_balancemix.method import (
+    Refinement,
+    class_confidence,
+    instance_score,
+    label_posteriors,
+    mix,
+    refine,
+    sampling_probability,
+    view_confidence,
+)
+from hf_balancemix.training.diagnostics import refresh_diagnostics
+from hf_balancemix.training.multilabel import MultiLabelTrainer
+from hf_balancemix.training.refresh import broadcast_statistics, predict_views
+
+logger = logging.get_logger(__name__)
+
+
+class BalanceMixTrainer(MultiLabelTrainer):
+    """Trains with minority-augmented mixing and label-wise management; takes what :class:`MultiLabelTrainer` takes.
+
+    Every step mixes a random half and a minority half (Eq. 2-5). Until ``warmup_epochs`` the given labels are
+    learned; afterwards each label is clean, re-labelled or ambiguous (Eq. 6-9) and is weighted accordingly (Eq. 10).
+    The statistics behind both are refreshed once per epoch by a pass over the training set, and once more after the
+    last epoch. They live in ``label_state`` and in every checkpoint.
+
+    Relations: ``second_sampler="random", refinement="none"`` is Mixup; ``refinement="none"`` alone adds the minority
+    sampler; ``"clean"`` and ``"relabelled"`` are the paper's ablation steps. ``MultiLabelTrainer`` is plain BCE.
+    """
+
+    # ---- before each epoch: Algorithm 1, lines 17-18 ----
+
+    def prepare_epoch(self, epoch: int, final: bool = False) -> None:
+        """Refresh scores, mixtures and view predictions for ``epoch``, once: a resumed epoch is left as it was.
+
+        Args:
+            epoch: Zero-based number of the epoch that is about to begin; the number of epochs when training is over.
+            final: Whether training is over; then every schedule also predicts the augmented views.
+        """
+        state, args = self.label_state, self.args
+        refines = args.refinement != "none" and (epoch >= args.warmup_epochs or final)
+        needed = (epoch > 0 or refines) and (args.second_sampler == "minority" or args.refinement != "none")
+        if state is None or state.prepared_epoch == epoch or not needed:
+            return
+        start = time.perf_counter()
+        augmented = 2 if refines and args.needs_views and (final or args.relabel_views != "step") else 0
+        clean = not (augmented and args.relabel_views == "reuse")
+        logits = predict_views(self, clean, augmented, epoch)  # (N, clean + augmented, K)
+        non_monotone = 0
+        if self.is_world_process_zero():
+            base = logits[:, :1] if clean else logits
+            non_monotone = self._update_statistics(base, logits[:, -2:] if augmented else None, refines)
+        broadcast_statistics(state, self.args)
+        state.prepared_epoch = epoch
+        seconds = time.perf_counter() - start
+        self.log(refresh_diagnostics(state, self.args, self.clean_labels) | {"refresh_seconds": round(seconds, 3)})
+        if non_monotone:
+            logger.info(f"{non_monotone} mixtures give a larger posterior to a larger loss (`monotone_posterior`).")
+        if final and self.args.should_save and not self.state.is_hyper_param_search:
+            state.save(self.args.output_dir, self.run_facts())
+
+    def _update_statistics(self, base: torch.Tensor, views: torch.Tensor | None, refines: bool) -> int:
+        """Turn logits (N, V, K) of the pass into the statistics of ``label_state``.
+
+        Returns:
+            How many of the mixtures are not monotone (specification, A4 row 17).
+        """
+        state, args = self.label_state, self.args
+        assert state is not None
+        state.probs = base.sigmoid().mean(dim=1)
+        presence, absence = class_confidence(state.probs, state.labels)
+        state.class_confidence = torch.stack([absence, presence])
+        if args.second_sampler == "minority":
+            score = instance_score(state.labels, presence, absence, args.minority_score)
+            state.sampling_probability = sampling_probability(score)
+        non_monotone = 0
+        if refines:
+            losses = torch.stack([label_losses(view, state.labels) for view in base.unbind(dim=1)]).mean(dim=0)
+            fit = label_posteriors(
+                losses,
+                state.labels,
+                min_fit=args.min_fit,
+                monotone=args.monotone_posterior,
+                trust_positives=args.trust_positives,
+            )
+            state.posterior = fit.posterior.float()
+            non_monotone = int(fit.non_monotone.sum())
+        if views is not None:
+            state.confidence = view_confidence(*views.unbind(dim=1))
+        return non_monotone
+
+    def _refines_now(self) -> bool:
+        return self.args.refinement != "none" and self._epoch() >= self.args.warmup_epochs
+
+    def _views(self) -> int:
+        """Two views per image where the step itself predicts them (Eq. 9); the first of them is mixed."""
+        return 2 if self._refines_now() and self.args.needs_views and self.args.relabel_views == "step" else 1
+
+    def _minority_probability(self) -> torch.Tensor | None:
+        return None if self.label_state is None else self.label_state.sampling_probability
+
+    def _train_sampler(self, dataset: Any) -> PairSampler:
+        second = "random" if self.args.second_sampler == "random" else self._minority_probability
+        return PairSampler(len(dataset), self.args.seed, self._epoch, second, self._views)
+
+    def _mix_alpha(self) -> float:
+        return self.args.mix_alpha
+
+    # ---- each step: Algorithm 1, lines 5-15 ----
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mix refined pairs (Eq. 5) and weigh every label by the random half's state (Eq. 10)."""
+        if "index" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs)
+        pixels, index = inputs["pixel_values"], inputs["index"]  # (B, 2, views, C, H, W), (B, 2)
+        random_half, minority_half = (self._refined(model, pixels[:, m], index[:, m]) for m in (0, 1))
+        mix_lambda = inputs["mix_lambda"]
+        if self.args.mix_lambda_per == "batch":
+            mix_lambda = mix_lambda[:1].expand_as(mix_lambda)
+        mixed_pixels = mix(pixels[:, 0, 0], pixels[:, 1, 0], mix_lambda)
+        targets = mix(random_half.targets, minority_half.targets, mix_lambda)
+        return self._loss(model, mixed_pixels, targets, random_half.entry_weights, index, return_outputs)
+
+    def _refined(self, model: Any, views: torch.Tensor, index: torch.Tensor) -> Refinement:
+        """Targets and weights of one half: looked up by row, or predicted from its two views here and now."""
+        state, device = self.label_state, views.device
+        assert state is not None
+        rows = index.cpu()
+        labels = state.labels[rows].to(device).float()
+        if not self._refines_now():
+            return refine(labels, labels, None, self.args.relabel_threshold, "none")
+        assert state.posterior is not None
+        confidence = None
+        if views.shape[1] == 2:
+            confidence = self._predict_two_views(model, views)
+        elif state.confidence is not None:
+            confidence = state.confidence[rows].to(device)
+        posterior = state.posterior[rows].to(device)
+        return refine(labels, posterior, confidence, self.args.relabel_threshold, self.args.refinement)
+
+    @torch.no_grad()
+    def _predict_two_views(self, model: Any, views: torch.Tensor) -> torch.Tensor:
+        """Return the (B, K) mean prediction on (B, 2, C, H, W) views (Eq. 9), leaving the model in training mode."""
+        model.train(self.args.relabel_bn == "train")
+        try:
+            outputs = [model(pixel_values=view) for view in views.unbind(dim=1)]
+        finally:
+            model.train()
+        first, second = (out["logits"] if isinstance(out, dict) else out[0] for out in outputs)
+        return view_confidence(first, second)

@@ -1,0 +1,79 @@
+"""The pass over the training set that feeds the statistics, shared by all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_balancemix.data.pairs import ViewDataset, as_batch
+from hf_balancemix.label_state import STATISTICS, LabelState
+
+
+@torch.no_grad()
+def predict_views(trainer: Any, clean: bool, augmented: int, epoch: int) -> torch.Tensor:
+    """Predict every training image once, without gradient, in eval mode (specification, A4 row 2).
+
+    Each process takes every P-th row; the results are gathered without the padding. The global random generators are
+    left as they were, so that a run that resumes before the pass draws what the undisturbed run draws.
+
+    Args:
+        trainer: A trainer with ``model``, ``args``, ``accelerator`` and its training images.
+        clean: Whether to predict the unaugmented image.
+        augmented: How many augmented views to predict.
+        epoch: Seeds the views together with the run's seed and the row.
+
+    Returns:
+        (N, clean + augmented, K) float32 logits on the CPU, the same on every process.
+    """
+    args, model = trainer.args, trainer.model
+    images, rank, world = trainer._train_images, args.process_index, args.world_size
+    rows = [row % len(images) for row in range(rank, -(-len(images) // world) * world, world)]
+    dataset = ViewDataset(images, trainer.transform, clean, augmented, args.seed, epoch)
+    loader = DataLoader(
+        dataset,
+        batch_size=args.eval_batch_size,
+        sampler=rows,
+        collate_fn=as_batch,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+        generator=torch.Generator(),  # else each pass would draw a seed from the global generator
+    )
+    trainer.synchronise_buffers()
+    training = model.training
+    model.eval()
+    chunks = []
+    try:
+        for batch in tqdm(loader, desc="refresh", leave=False, disable=args.disable_tqdm or rank != 0):
+            pixels = batch["pixel_values"].to(args.device, non_blocking=True)
+            with trainer.compute_loss_context_manager():
+                outputs = model(pixel_values=pixels.flatten(0, 1))
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+            chunks.append(logits.float().unflatten(0, pixels.shape[:2]))
+    finally:
+        model.train(training)
+    own = torch.cat(chunks)
+    if world == 1:
+        return own.cpu()
+    # Rank r holds rows r, r + P, r + 2P, …: put them back in order and drop the padding.
+    gathered = trainer.accelerator.gather(own.contiguous()).cpu().unflatten(0, (world, -1))
+    return gathered.transpose(0, 1).flatten(0, 1)[: len(images)]
+
+
+def broadcast_statistics(state: LabelState, args: Any) -> None:
+    """Give every process the first one's statistics, bit for bit; they are computed once and not on each."""
+    if args.world_size == 1:
+        return
+    shapes = [{name: (tuple(t.shape), t.dtype) for name, t in state.statistics().items()}]
+    torch.distributed.broadcast_object_list(shapes, src=0, device=args.device)
+    for name in STATISTICS:
+        if name not in shapes[0]:
+            setattr(state, name, None)
+            continue
+        shape, dtype = shapes[0][name]
+        own = getattr(state, name) if args.process_index == 0 else torch.empty(shape, dtype=dtype)
+        tensor = own.to(args.device).contiguous()
+        torch.distributed.broadcast(tensor, src=0)
+        setattr(state, name, tensor.cpu())

@@ -1,0 +1,66 @@
+"""Starting `run_training` with one process or several, and killing it from outside."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(job):
+    world = job.get("world_size", 1)
+    script = ["-m", "tests.distributed.run_training", json.dumps(job)]
+    if world == 1:
+        return [sys.executable, *script]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={world}", f"--master_port={port}"]
+    return [sys.executable, *torchrun, *script]
+
+
+def environment():
+    # One thread each: two processes with two threads each crawl on two cores. No device: the tests compare CPU bits.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+def run(job, timeout=300):
+    """Run to the end; the results of all ranks, in order."""
+    done = subprocess.run(
+        command(job), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"{job}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    folder = Path(job["output_dir"])
+    return [
+        json.loads((folder / f"result-{rank}.json").read_text(encoding="utf-8"))
+        for rank in range(job.get("world_size", 1))
+    ]
+
+
+def records(job, rank=0):
+    path = Path(job["output_dir"]) / f"record-{rank}.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def run_and_kill(job, step, timeout=300):
+    """Start, wait until optimiser step ``step`` has begun, then SIGKILL the whole process group."""
+    process = subprocess.Popen(
+        command(job), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    deadline = time.monotonic() + timeout
+    while not any(entry.get("step", -1) >= step for entry in records(job)):
+        assert process.poll() is None, process.stdout.read().decode()[-8000:]
+        assert time.monotonic() < deadline, "the run did not reach its step"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    return process.returncode

@@ -1,0 +1,81 @@
+"""Run one training as its own process or processes; the tests start it with `launch` and compare what it writes.
+
+    python -m tests.distributed.run_training '{"output_dir": ..., "options": {...}}'
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from hf_balancemix.training.methods import METHODS
+from tests import tiny
+
+
+class Record(TrainerCallback):
+    """Gradient norms, streams and states, a line each, so that a killed run leaves what it saw."""
+
+    def __init__(self, path, trainer, pause):
+        self.path, self.trainer, self.pause = path, trainer, pause
+
+    def write(self, **entry):
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        norms = [p.grad.norm() for p in self.trainer.model.parameters() if p.grad is not None]
+        self.write(step=state.global_step, norm=float(torch.stack(norms).double().norm()))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        time.sleep(self.pause)  # so that a kill from outside meets the step it is meant for
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.write(epoch=state.epoch or 0, state=self.trainer.label_state.digest())
+
+
+def digest(model):
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha.update(name.encode() + tensor.contiguous().cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def main():
+    job = json.loads(sys.argv[1])
+    args = tiny.arguments(job["output_dir"], **job.get("options", {}))
+    world = job.get("world_size", 1)
+    assert args.world_size == world, f"expected {world} processes, found {args.world_size}"
+    dataset = tiny.tiny_dataset(job.get("rows", 48))
+    model = tiny.tiny_vit(dropout=job.get("dropout", 0.0)) if job.get("model") == "vit" else tiny.tiny_resnet()
+    trainer = METHODS[job.get("method", "balancemix")].trainer(
+        model, args, train_dataset=dataset, processing_class=tiny.processor()
+    )
+    trainer.remove_callback(PrinterCallback)
+    folder = Path(job["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.add_callback(Record(folder / f"record-{args.process_index}.jsonl", trainer, job.get("pause", 0)))
+    seen = []
+    loss = trainer.compute_loss
+
+    def recording(model, inputs, *rest, **kwargs):
+        if "index" in inputs:
+            seen.append([trainer._epoch(), inputs["index"].tolist(), inputs["mix_lambda"].tolist()])
+        return loss(model, inputs, *rest, **kwargs)
+
+    trainer.compute_loss = recording
+    trainer.train(resume_from_checkpoint=job.get("resume"))
+    result = {
+        "weights": digest(trainer.model),
+        "state": trainer.label_state.digest(),
+        "seen": seen,
+        "steps": trainer.state.global_step,
+    }
+    (folder / f"result-{args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

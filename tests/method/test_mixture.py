@@ -1,0 +1,309 @@
+"""Eq. 6–8: all mixtures at once, against closed forms, brute force and scikit-learn."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from hf_balancemix.method import gaussian_posterior, label_posteriors, mixture
+
+INF = float("inf")
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def column(values):
+    return tensor(values)[:, None]
+
+
+def random_table(n=300, num_labels=25, seed=0):
+    """Losses of many shapes: two modes of any balance and distance, skewed tails, uniform, heavy ties."""
+    rng = np.random.default_rng(seed)
+    losses, labels = np.empty((n, num_labels)), np.zeros((n, num_labels), dtype=np.int64)
+    for k in range(num_labels):
+        labels[rng.permutation(n)[: rng.integers(6, n - 6)], k] = 1
+        for label in (0, 1):
+            rows = np.flatnonzero(labels[:, k] == label)
+            far = rng.random(len(rows)) < rng.uniform(0.02, 0.6)
+            body = rng.exponential(rng.uniform(0.05, 1), len(rows)) + far * rng.normal(
+                rng.uniform(1, 6), 0.3, len(rows)
+            )
+            shape = (body, rng.lognormal(0, 1, len(rows)), rng.random(len(rows)), np.round(body, 1))[(k + label) % 4]
+            losses[rows, k] = np.abs(shape)
+    return torch.from_numpy(losses), torch.from_numpy(labels)
+
+
+def assert_equal_fits(one, other, atol=1e-12):
+    for name in ("posterior", "means", "variances", "weights", "low", "high"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=atol, rtol=0)
+    for name in ("n_steps", "fitted", "non_monotone"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("name", ["set_a", "set_b"])
+def test_vector_09(vectors, name):
+    vector = vectors["09_gmm_posterior_closed_form"]
+    given = {key: tensor(value) for key, value in vector["inputs"][name].items()}
+    found = gaussian_posterior(tensor(vector["inputs"]["losses"]), **given)
+    torch.testing.assert_close(found, tensor(vector["expected"][f"{name}_posterior"]), atol=1e-9, rtol=0)
+    flipped = {key: value.flip(0) for key, value in given.items()}
+    assert torch.equal(gaussian_posterior(tensor(vector["inputs"]["losses"]), **flipped), found)
+
+
+def test_posterior_far_from_both_means_and_at_equal_means():
+    far = gaussian_posterior(tensor([-1e6, 1e6]), tensor([0, 1]), tensor([0.01, 0.01]), tensor([0.5, 0.5]))
+    assert far.tolist() == [1.0, 0.0]
+    equal = gaussian_posterior(tensor(0.4), tensor([0.4, 0.4]), tensor([0.01, 0.01]), tensor([0.3, 0.7]))
+    assert float(equal) == pytest.approx(0.3, abs=1e-12)  # the lower-index component
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_vector_10(vectors, label):
+    losses = column(vectors["10_gmm_fit"]["inputs"]["losses"])
+    expected = vectors["10_gmm_fit"]["expected"]
+    fit = label_posteriors(losses, torch.full_like(losses, label))
+    for actual, name in (
+        (fit.means[label, 0], "means"),
+        (fit.variances[label, 0], "variances"),
+        (fit.weights[label, 0], "weights"),
+        (fit.posterior[:, 0], "posterior"),
+        ((losses[:, 0] - fit.low[label]) / (fit.high - fit.low)[label], "normalised"),
+    ):
+        torch.testing.assert_close(actual, tensor(expected[name]), atol=1e-6, rtol=0)
+    assert (fit.posterior[:, 0] > 0.5).int().tolist() == expected["clean_mask"]
+    assert fit.n_steps[:, 0].tolist() == [expected["n_iter"] if value == label else 0 for value in (0, 1)]
+    assert fit.fitted[:, 0].tolist() == [value == label for value in (0, 1)]
+
+
+def scikit_learn_fit(value, covariance_type="spherical"):
+    """The reference on min–max normalised losses, and its posterior of the smaller mean."""
+    reference = GaussianMixture(
+        2,
+        covariance_type=covariance_type,
+        tol=1e-2,
+        reg_covar=5e-4,
+        max_iter=10,
+        weights_init=[0.5, 0.5],
+        means_init=[[0.0], [1.0]],
+        precisions_init={"spherical": np.full(2, 25.0), "full": np.full((2, 1, 1), 25.0)}[covariance_type],
+    )
+    value = ((value - value.min()) / (value.max() - value.min())).numpy()[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        reference.fit(value)
+    return reference, reference.predict_proba(value)[:, reference.means_[:, 0].argmin()]
+
+
+@pytest.mark.parametrize("covariance_type", ["spherical", "full"])
+def test_fifty_sets_agree_with_scikit_learn(covariance_type):
+    losses, labels = random_table()
+    fit = label_posteriors(losses, labels)
+    assert fit.fitted.all()  # 50 sets, none of them taken as clean
+    for label in (0, 1):
+        for k in range(losses.shape[1]):
+            rows = labels[:, k] == label
+            reference, expected = scikit_learn_fit(losses[rows, k], covariance_type)
+            found = fit.posterior[rows, k].numpy()
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+            decided = np.abs(expected - 0.5) > 1e-3
+            assert ((found > 0.5) == (expected > 0.5))[decided].all()
+            assert int(fit.n_steps[label, k]) == reference.n_iter_
+            np.testing.assert_allclose(fit.means[label, k], np.sort(reference.means_[:, 0]), atol=1e-6)
+
+
+def test_components_whose_means_cross_during_the_fit():
+    losses = column([0.0, 0.209, 0.464, 0.467, 0.468, 0.469, 0.474, 0.476, 0.477, 0.477, 0.478, 1.0])
+    reference, expected = scikit_learn_fit(losses[:, 0])
+    assert reference.means_[1, 0] < reference.means_[0, 0]  # the one that started at 1 ended below
+    fit = label_posteriors(losses, torch.ones_like(losses))
+    np.testing.assert_allclose(fit.means[1, 0], reference.means_[::-1, 0], atol=1e-9)
+    np.testing.assert_allclose(fit.weights[1, 0], reference.weights_[::-1], atol=1e-9)
+    np.testing.assert_allclose(fit.variances[1, 0], reference.covariances_[::-1], atol=1e-9)
+    np.testing.assert_allclose(fit.posterior[:, 0], expected, atol=1e-9)
+
+
+def test_each_set_stops_by_itself_and_steps_are_bounded():
+    losses, labels = random_table()
+    fit = label_posteriors(losses, labels)
+    assert fit.n_steps.unique().numel() > 3
+    assert fit.n_steps.max() == 10
+    assert label_posteriors(losses, labels, max_steps=3).n_steps.max() == 3
+    assert (label_posteriors(losses, labels, tolerance=1e9).n_steps == 2).all()  # the first change is infinite
+    loose, tight = (label_posteriors(losses, labels, tolerance=tolerance).n_steps for tolerance in (0.1, 0.0))
+    assert (loose <= fit.n_steps).all()
+    assert (tight == 10).all()
+
+
+def test_covariance_floor_is_added():
+    losses = column([0.0] * 5 + [1.0] * 5)
+    fit = label_posteriors(losses, torch.zeros_like(losses), covariance_floor=0.002)
+    torch.testing.assert_close(fit.variances[0, 0], tensor([0.002, 0.002]), atol=1e-6, rtol=0)
+
+
+def test_classes_and_rows_may_come_in_any_order_and_chunk(monkeypatch):
+    losses, labels = random_table()
+    whole = label_posteriors(losses, labels)
+    rows = torch.randperm(len(losses), generator=torch.Generator().manual_seed(1))
+    moved = label_posteriors(losses[rows], labels[rows])
+    torch.testing.assert_close(moved.posterior, whole.posterior[rows], atol=1e-9, rtol=0)
+    classes = torch.randperm(losses.shape[1], generator=torch.Generator().manual_seed(2))
+    moved = label_posteriors(losses[:, classes], labels[:, classes])
+    torch.testing.assert_close(moved.posterior, whole.posterior[:, classes], atol=1e-9, rtol=0)
+    torch.testing.assert_close(moved.means, whole.means[:, classes], atol=1e-9, rtol=0)
+    for width in (1, 4):
+        monkeypatch.setattr(mixture, "CHUNK_ENTRIES", width * len(losses))
+        assert_equal_fits(label_posteriors(losses, labels), whole, atol=1e-9)
+
+
+@pytest.mark.parametrize("label_dtype", [torch.bool, torch.uint8, torch.float32])
+def test_dtypes_of_the_inputs(label_dtype):
+    losses, labels = random_table(num_labels=4)
+    losses = losses.float()
+    fit = label_posteriors(losses, labels.to(label_dtype))
+    assert_equal_fits(fit, label_posteriors(losses.double(), labels))
+    assert fit.posterior.dtype == fit.means.dtype == torch.float64
+    assert fit.posterior.shape == losses.shape
+    assert fit.means.shape == (2, 4, 2)
+
+
+def wide_small_mode(n=400):
+    """Two classes whose small-loss mode is wide and re-captures the largest losses, one where it is narrow."""
+    rng = np.random.default_rng(0)
+    wide = np.concatenate([rng.uniform(0, 0.6, n - 105), rng.normal(0.7, 0.01, 100), [0.9, 0.95, 0.97, 0.99, 1.0]])
+    narrow = np.concatenate([rng.normal(0.1, 0.01, n // 2), rng.normal(0.7, 0.1, n // 2)])
+    return torch.from_numpy(np.stack([wide, narrow, wide * 3], axis=1))
+
+
+# A set whose literal posterior is lowest at the smallest loss, below the small mean, where no running minimum applies.
+LOWEST_FIRST = column([0.0, 0.38, 0.424, 0.44, *[0.577] * 11, 0.601, 0.705, 0.713, 0.976, 1.0])
+
+
+def assert_running_minimum(losses, labels, label, k):
+    """Compare with sorting the members; return whether their literal posterior rises above the small mean."""
+    literal, monotone = (label_posteriors(losses, labels, monotone=value) for value in (False, True))
+    assert torch.equal(literal.non_monotone, monotone.non_monotone)
+    assert torch.equal(literal.means, monotone.means)
+    rows = (labels[:, k] == label).nonzero()[:, 0]
+    rows = rows[losses[rows, k].argsort()]
+    value = (losses[rows, k] - literal.low[label, k]) / (literal.high - literal.low)[label, k]
+    above = value >= literal.means[label, k, 0]
+    expected = torch.ones_like(value)
+    expected[above] = literal.posterior[rows, k][above].cummin(0).values
+    torch.testing.assert_close(monotone.posterior[rows, k], expected, atol=1e-12, rtol=0)
+    rises = bool((literal.posterior[rows, k][above].diff() > 1e-6).any())
+    assert bool(literal.non_monotone[label, k]) == rises
+    return rises
+
+
+def test_monotone_is_the_running_minimum_above_the_small_mean():
+    losses = wide_small_mode()
+    labels = torch.zeros(losses.shape)
+    labels[::2, 2] = 1
+    rises = [assert_running_minimum(losses, labels, *where) for where in ((0, 0), (0, 1), (0, 2), (1, 2))]
+    assert rises == [True, False, True, True]
+    fit = label_posteriors(LOWEST_FIRST, torch.zeros_like(LOWEST_FIRST))
+    assert fit.fitted[0, 0]
+    assert fit.posterior[0, 0] < fit.posterior[4:, 0].min()
+    assert_running_minimum(LOWEST_FIRST, torch.zeros_like(LOWEST_FIRST), 0, 0)
+
+
+def test_collapsed_modes_count_as_monotone():
+    losses = column([0.0, 0.358, 0.492, 0.496, 0.507, 0.515, 0.519, 0.519, 0.532, 0.534, 0.688, 1.0])
+    _, literal = scikit_learn_fit(losses[:, 0])
+    assert literal[-1] > literal[4:8].min() + 0.1
+    fit = label_posteriors(losses, torch.zeros_like(losses))
+    assert fit.n_steps[0, 0] > 0
+    assert not fit.fitted.any()
+    assert not fit.non_monotone.any()
+    assert (fit.posterior == 1).all()
+
+
+def test_trusted_positives_are_clean_and_negatives_are_not_touched():
+    losses, labels = random_table(num_labels=5)
+    losses[0], labels[0] = INF, 1
+    plain, trusting = (label_posteriors(losses, labels, trust_positives=value) for value in (False, True))
+    assert (plain.posterior[labels == 1] < 0.5).any()
+    assert (plain.posterior[0] == 0).all()
+    assert (trusting.posterior[labels == 1] == 1).all()
+    torch.testing.assert_close(trusting.posterior[labels == 0], plain.posterior[labels == 0], atol=1e-12, rtol=0)
+    assert trusting.fitted.tolist() == [[True] * 5, [False] * 5]
+    assert (trusting.n_steps[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("losses", "labels", "fitted"),
+    [
+        ([0.1, 0.2, 2.0, 2.1, 0.1], [0, 0, 0, 0, 0], [True, False]),  # no positive
+        ([0.1, 0.2, 2.0, 2.1, 9.0], [0, 0, 0, 0, 1], [True, False]),  # one positive
+        ([0.1, 0.2, 2.0, 2.1], [1, 1, 1, 1], [False, True]),  # positive everywhere
+        ([0.1, 0.2, 2.0], [0, 0, 0], [False, False]),  # one short of min_fit
+        ([0.3] * 9, [0] * 9, [False, False]),  # all losses equal
+        ([0.3] * 8 + [0.3 + 5e-7], [0] * 9, [False, False]),  # spread below MIN_RANGE
+        ([0.3] * 8 + [0.3 + 5e-6], [0] * 9, [True, False]),
+        ([0.0] + [0.5] * 1000 + [1.0], [0] * 1002, [False, False]),  # both modes on one point
+        ([7.0], [1], [False, False]),  # one instance
+        ([7.0, INF], [1, 1], [False, False]),
+    ],
+)
+def test_degenerate_sets_are_clean_as_a_whole(losses, labels, fitted):
+    losses, labels = column(losses), torch.tensor(labels)[:, None]
+    for monotone in (False, True):
+        fit = label_posteriors(losses, labels, monotone=monotone)
+        assert fit.fitted[:, 0].tolist() == fitted
+        for part in (fit.posterior, fit.means, fit.variances, fit.weights, fit.low, fit.high):
+            assert part.isfinite().all()
+        whole = ~fit.fitted[labels[:, 0], 0]
+        assert torch.equal(fit.posterior[whole, 0], losses[whole, 0].isfinite().double())
+        assert not fit.non_monotone[~fit.fitted].any()
+        if (~whole).any():
+            assert fit.posterior[~whole, 0].max() > 0.9
+            assert fit.posterior[~whole, 0].min() < 0.1
+
+
+def test_min_fit_counts_finite_losses():
+    losses, labels = column([0.1, 0.2, 2.0, INF]), torch.zeros(4, 1)
+    assert not label_posteriors(losses, labels).fitted.any()
+    assert label_posteriors(losses, labels, min_fit=3).fitted[0, 0]
+
+
+def test_infinite_losses_take_no_part_in_the_fit():
+    losses, labels = random_table(num_labels=6)
+    extra = torch.full((2, 6), INF, dtype=torch.float64)
+    fit = label_posteriors(torch.cat([losses, extra]), torch.cat([labels, tensor([[0] * 6, [1] * 6])]))
+    without = label_posteriors(losses, labels)
+    assert (fit.posterior[-2:] == 0).all()
+    torch.testing.assert_close(fit.posterior[:-2], without.posterior, atol=1e-9, rtol=0)
+    assert torch.equal(fit.high, without.high)
+
+
+def test_sets_that_are_not_fitted_do_not_disturb_the_others():
+    losses, labels = random_table(num_labels=3)
+    labels[:3], labels[3:] = 1, 0
+    expected = label_posteriors(losses, labels)
+    losses[:3] = 1e200 * tensor([[1.0], [2.0], [3.0]])  # their squares are infinite
+    fit = label_posteriors(losses, labels)
+    assert torch.equal(fit.posterior, expected.posterior)
+    assert (fit.posterior[:3] == 1).all()
+    assert (expected.posterior[3:] < 0.5).any()
+
+
+@pytest.mark.parametrize(
+    ("losses", "labels", "message"),
+    [
+        ([[0.1, float("nan")]], [[0, 1]], "NaN"),
+        ([[0.1, -INF]], [[0, 1]], "NaN or -inf"),
+        ([[0.1, 0.2]], [[0, 2]], "0 or 1"),
+        ([[0.1, 0.2]], [[0, 0.5]], "0 or 1"),
+        ([[0.1, 0.2]], [[0]], r"\(1, 2\) and \(1, 1\)"),
+        ([0.1, 0.2], [0, 1], "non-empty shape"),
+        ([[]], [[]], "non-empty shape"),
+    ],
+)
+def test_wrong_inputs_are_refused(losses, labels, message):
+    with pytest.raises(ValueError, match=message):
+        label_posteriors(torch.tensor(losses), torch.tensor(labels))

@@ -1,0 +1,181 @@
+"""Eq. 2–4 and the minority draws."""
+
+import pytest
+import torch
+
+from hf_balancemix.method import (
+    MINORITY_SCORES,
+    class_confidence,
+    draw,
+    effective_sample_size,
+    instance_score,
+    sampling,
+    sampling_probability,
+    total_variation,
+)
+
+
+def random_case(n=40, k=6, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(n, k, generator=g, dtype=dtype), (torch.rand(n, k, generator=g) < 0.3).long()
+
+
+def probability_of(probs, labels, minority_score):
+    return sampling_probability(instance_score(labels, *class_confidence(probs, labels), minority_score))
+
+
+def close(actual, expected, atol=1e-9):
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=torch.float64), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("label_dtype", [torch.int64, torch.bool, torch.uint8, torch.float32])
+def test_vector_04(vectors, label_dtype):
+    given, expected = vectors["04_eq2_4_sampling"]["inputs"], vectors["04_eq2_4_sampling"]["expected"]
+    probs = torch.tensor(given["probabilities"], dtype=torch.float64)
+    labels = torch.tensor(given["given_labels"]).to(label_dtype)
+    presence, absence = class_confidence(probs, labels)
+    close(presence, expected["P"])
+    close(absence, expected["A"])
+    score = instance_score(labels, presence, absence)
+    close(score, expected["score"])
+    close(sampling_probability(score), expected["p_sampling"])
+    score = instance_score(labels, presence, absence, "mean_positive")
+    close(score, expected["mean_positive_score"])
+    close(sampling_probability(score), expected["mean_positive_p_sampling"])
+
+
+def test_class_confidence_is_the_plain_mean_and_float64():
+    probs, labels = random_case(dtype=torch.float32)
+    presence, absence = class_confidence(probs, labels)
+    assert presence.dtype == absence.dtype == torch.float64
+    for k in range(labels.shape[1]):
+        close(presence[k], probs[labels[:, k] == 1, k].double().mean(), atol=1e-14)
+        close(absence[k], (1 - probs[labels[:, k] == 0, k].double()).mean(), atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("labels", "presence", "absence"),
+    [
+        ([[0, 1], [0, 1]], [0.0, 0.5], [0.7, 0.0]),  # a class without positives, one without negatives
+        ([[1, 0]], [0.2, 0.0], [0.0, 0.6]),  # a single instance
+    ],
+)
+def test_class_confidence_of_degenerate_classes(labels, presence, absence):
+    probs = torch.tensor([[0.2, 0.4], [0.4, 0.6]], dtype=torch.float64)[: len(labels)]
+    found = class_confidence(probs, torch.tensor(labels))
+    close(found[0], presence)
+    close(found[1], absence)
+    for name in MINORITY_SCORES:
+        assert probability_of(probs, torch.tensor(labels), name).isfinite().all()
+
+
+@pytest.mark.parametrize("minority_score", MINORITY_SCORES)
+def test_invariants_of_the_probability(minority_score):
+    probs, labels = random_case()
+    labels[7], labels[11] = labels[3], 0
+    presence, absence = class_confidence(probs, labels)
+    p = sampling_probability(instance_score(labels, presence, absence, minority_score))
+    assert p.dtype == torch.float64
+    assert (p > 0).all()
+    close(p.sum(), 1.0, atol=1e-12)
+    close(p[7], p[3], atol=1e-15)
+    assert p.max() > 1.01 * p.min()
+    scaled = sampling_probability(instance_score(labels, 0.3 * presence, 0.3 * absence, minority_score))
+    close(scaled, p, atol=1e-14)
+    constant = torch.full_like(presence, 0.6)
+    uniform = sampling_probability(instance_score(labels, constant, constant, minority_score))
+    close(uniform, torch.full_like(p, 1 / len(p)), atol=1e-15)
+    order = torch.randperm(len(p), generator=torch.Generator().manual_seed(1))
+    close(probability_of(probs[order], labels[order], minority_score), p[order], atol=1e-14)
+
+
+def test_rarer_confidence_is_drawn_more_often_under_mean_positive():
+    labels = torch.eye(3, dtype=torch.long)
+    p = sampling_probability(instance_score(labels, torch.tensor([0.9, 0.3, 0.1]), torch.ones(3), "mean_positive"))
+    close(p, torch.tensor([1 / 9, 1 / 3, 1]).double() / (1 / 9 + 1 / 3 + 1), atol=1e-7)
+
+
+def test_mean_positive_without_any_positive_is_uniform():
+    labels = torch.zeros(4, 3, dtype=torch.long)
+    score = instance_score(labels, torch.zeros(3), torch.ones(3), "mean_positive")
+    close(sampling_probability(score), [0.25] * 4)
+
+
+def test_scores_do_not_depend_on_the_chunk_size(monkeypatch):
+    _, labels = random_case()
+    presence, absence = torch.rand(2, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole = [instance_score(labels, presence, absence, name) for name in MINORITY_SCORES]
+    monkeypatch.setattr(sampling, "_CHUNK_ENTRIES", 6 * 7)
+    for name, expected in zip(MINORITY_SCORES, whole, strict=True):
+        close(instance_score(labels, presence, absence, name), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ([0.0, 0.0], [0.5, 0.5]),
+        ([0.0, 1.0], [1 / (1 + sampling.SCORE_FLOOR), sampling.SCORE_FLOOR / (1 + sampling.SCORE_FLOOR)]),
+        ([1e-310, 1e-310], [0.5, 0.5]),
+        ([1e300, 2e300], [2 / 3, 1 / 3]),
+        ([5.0], [1.0]),
+    ],
+)
+def test_degenerate_scores(score, expected):
+    close(sampling_probability(torch.tensor(score, dtype=torch.float64)), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("score", [[1.0, float("nan")], [-1.0, 1.0], [float("inf"), 1.0], []])
+def test_impossible_scores_are_refused(score):
+    with pytest.raises(ValueError, match="score must hold"):
+        sampling_probability(torch.tensor(score))
+
+
+def test_unknown_score_and_different_shapes_are_refused():
+    with pytest.raises(ValueError, match="eq3, mean_positive; got 'sum'"):
+        instance_score(torch.ones(1, 1), torch.ones(1), torch.ones(1), "sum")
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 1\)"):
+        class_confidence(torch.ones(2, 3), torch.ones(2, 1))
+
+
+def test_distance_from_uniform():
+    uniform, skewed = torch.full((4,), 0.25), torch.tensor([0.5, 0.5, 0.0, 0.0])
+    assert total_variation(uniform) == 0
+    assert effective_sample_size(uniform) == 4
+    assert total_variation(skewed) == pytest.approx(0.5)
+    assert effective_sample_size(skewed) == pytest.approx(2)
+
+
+def test_draw_follows_the_probability():
+    p = torch.tensor([0.05, 0.0, 0.15, 0.3, 0.0, 0.5], dtype=torch.float64)
+    count = 20_000
+    index = draw(p, count, torch.Generator().manual_seed(3))
+    assert index.dtype == torch.int64
+    assert index.shape == (count,)
+    observed = index.bincount(minlength=6).double()
+    assert (observed[p == 0] == 0).all()
+    chi_square = ((observed - count * p)[p > 0] ** 2 / (count * p[p > 0])).sum()
+    assert chi_square < 16.3  # 99.9% point of chi-square with 3 degrees of freedom
+    assert torch.equal(index, draw(p, count, torch.Generator().manual_seed(3)))
+    assert not torch.equal(index, draw(p, count, torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize("sum_of_p", [0.7, 1 - 1e-12, 1.0, 3.0])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53, 1.0])
+def test_draw_stays_on_possible_indices_at_the_ends(monkeypatch, uniform, sum_of_p):
+    p = sum_of_p * torch.tensor([0.0, 0.25, 0.25, 0.0, 0.5, 0.0, 0.0], dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda n, **kw: torch.full((n,), uniform, dtype=torch.float64))
+    index = draw(p, 3, torch.Generator())
+    # Half of the mass lies before index 4; the ends must not fall on the zeros around it.
+    assert index.tolist() == [{0.0: 1}.get(uniform, 4)] * 3
+
+
+def test_draw_beyond_the_limit_of_multinomial():
+    p = torch.zeros(2**24 + 5)
+    p[-2] = 1
+    assert draw(p, 2, torch.Generator()).tolist() == [2**24 + 3] * 2
+
+
+@pytest.mark.parametrize("p", [[0.0, 0.0], [-0.1, 1.1], [float("nan"), 1.0], [float("inf"), 1.0], [[0.5, 0.5]], []])
+def test_draw_refuses_what_is_no_distribution(p):
+    with pytest.raises(ValueError, match="finite sum above 0"):
+        draw(torch.tensor(p), 1, torch.Generator())
