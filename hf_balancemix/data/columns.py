@@ -127,7 +127,7 @@ def find_image_column(dataset: datasets.Dataset) -> str:
 
 
 def find_label_format(
-    dataset: datasets.Dataset, label_column: Columns, class_names: Sequence[str] | None, delimiter: str | None
+    dataset: Any, label_column: Columns = None, class_names: Sequence[str] | None = None, delimiter: str | None = None
 ) -> LabelFormat:
     """Find the label column and how it is written; arguments, rules and errors as in ``encode_labels``."""
     check_dataset(dataset, "labelled")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_balancemix import checks
@@ -267,6 +267,22 @@ class MultiLabelTrainer(Trainer):
             if self.is_world_process_zero():
                 logger.warning(self._interrupted_message())
             raise
+        except Exception as error:  # a full disk is an OSError, but also what torch and safetensors make of it
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            if not folder.is_dir() or not missing_parts(folder):
+                raise
+            raise self._unsaved(folder, error) from error
+
+    def _unsaved(self, folder: Path, error: Exception) -> OSError:
+        """Remove a checkpoint that was broken off while it was written; say what is kept."""
+        shutil.rmtree(folder, ignore_errors=True)
+        kept = complete_checkpoints(folder.parent)
+        return OSError(
+            f"Saving {folder} failed ({error}). "
+            + (f"Kept: {kept[-1]}. " if kept else "No earlier checkpoint exists. ")
+            + "Free some disk space or choose another `output_dir`, then resume with "
+            "`train(resume_from_checkpoint=True)`."
+        )
 
     def _interrupted_message(self) -> str:
         kept = complete_checkpoints(self.args.output_dir)
@@ -278,22 +294,29 @@ class MultiLabelTrainer(Trainer):
             "`--resume`)."
         )
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save; when that fails (disk full), remove the half-written folder and say what is kept."""
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception as error:  # OSError, but also what torch and safetensors make of it
-            if not missing_parts(folder):
-                raise  # the checkpoint itself is complete
-            shutil.rmtree(folder, ignore_errors=True)
-            kept = complete_checkpoints(folder.parent)
-            raise OSError(
-                f"Saving {folder} failed ({error}). "
-                + (f"Kept: {kept[-1]}. " if kept else "No earlier checkpoint exists. ")
-                + "Free some disk space or choose another `output_dir`, then resume with "
-                "`train(resume_from_checkpoint=True)`."
-            ) from error
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint to resume from."""
+        if not self._load_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint."""
+        if not self._load_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_weights(self, checkpoint: str | None) -> bool:
+        """Load weights as ``from_pretrained`` does, all of them or none; say whether this way was open.
+
+        The stock Trainer (5.23) loads the file's tensors by name and passes over those it does not know. But
+        ``save_pretrained`` writes many models (ViT, DeiT, …) under older names than the model uses, so a resumed or
+        best ViT silently keeps its random or last weights. ``test_canaries.py`` says when that has changed.
+        """
+        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        if not isinstance(self.model, PreTrainedModel):
+            return False
+        self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict(), strict=True)
+        return True
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the label state along with the optimiser: whatever resumes needs both."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hf_balancemix.training.methods import METHODS
 from tests import tiny
@@ -44,11 +44,43 @@ def digest(model):
     return sha.hexdigest()
 
 
+def stock(job, ours):
+    """The same model and images with the stock Trainer, for one step."""
+    args = TrainingArguments(
+        job["output_dir"],
+        use_cpu=True,
+        per_device_train_batch_size=ours.per_device_train_batch_size,
+        gradient_accumulation_steps=ours.gradient_accumulation_steps,
+        max_steps=1,
+        max_grad_norm=0.0,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    model = tiny.tiny_vit()
+    model.config.problem_type = "multi_label_classification"
+    trainer = Trainer(model, args, train_dataset=tiny.plain_rows(job["rows"]))
+    norms = []
+
+    class Norm(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            norms.extend(p.grad.norm() for p in model.parameters() if p.grad is not None)
+
+    trainer.add_callback(Norm())
+    trainer.train()
+    path = Path(job["output_dir"]) / f"result-{args.process_index}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"norm": float(torch.stack(norms).norm())}), encoding="utf-8")
+    return None
+
+
 def main():
     job = json.loads(sys.argv[1])
     args = tiny.arguments(job["output_dir"], **job.get("options", {}))
     world = job.get("world_size", 1)
     assert args.world_size == world, f"expected {world} processes, found {args.world_size}"
+    if job.get("method") == "stock":
+        return stock(job, args)
     dataset = tiny.tiny_dataset(job.get("rows", 48))
     model = tiny.tiny_vit(dropout=job.get("dropout", 0.0)) if job.get("model") == "vit" else tiny.tiny_resnet()
     trainer = METHODS[job.get("method", "balancemix")].trainer(

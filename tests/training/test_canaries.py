@@ -1,0 +1,77 @@
+"""Private hooks and facts of transformers that the trainers stand on: when an upgrade changes one, this says which."""
+
+import inspect
+
+import pytest
+from safetensors import safe_open
+from transformers import Trainer
+
+from hf_balancemix.label_state import FILE_NAME
+from hf_balancemix.training.multilabel import MultiLabelTrainer
+from tests import tiny
+
+PARAMETERS = {
+    "_get_dataloader": ["dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_load_best_model": [],
+    "_save_optimizer_and_scheduler": ["output_dir"],
+    "_load_optimizer_and_scheduler": ["checkpoint"],
+    "_get_output_dir": ["trial"],
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_signatures(name):
+    assert list(inspect.signature(getattr(Trainer, name)).parameters)[1:] == PARAMETERS[name]
+
+
+def test_the_switch_for_loss_scaling_exists():
+    assert hasattr(Trainer, "loss_is_scaled_for_ga")
+    assert MultiLabelTrainer.loss_is_scaled_for_ga is False
+
+
+def test_the_private_hooks_are_called(tmp_path, monkeypatch):
+    called = []
+    for name in ("_load_from_checkpoint", "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler"):
+        original = getattr(MultiLabelTrainer, name)
+
+        def spy(self, *args, original=original, name=name, **kwargs):
+            called.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(MultiLabelTrainer, name, spy)
+    args = tiny.arguments(tmp_path, save_strategy="epoch")
+    for resume in (None, True):
+        trainer = MultiLabelTrainer(
+            tiny.tiny_resnet(), args, train_dataset=tiny.tiny_dataset(16), processing_class=tiny.processor()
+        )
+        trainer.train(resume_from_checkpoint=resume)
+    save = "_save_optimizer_and_scheduler"
+    assert called == [save, save, "_load_from_checkpoint", "_load_optimizer_and_scheduler"]
+    assert all((folder / FILE_NAME).is_file() for folder in tmp_path.glob("checkpoint-*"))
+
+
+def test_random_state_is_restored_before_an_epoch_and_after_its_first_batch():
+    """Where `_run_epoch` restores it decides what may draw random numbers before (see `training/refresh.py`)."""
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.count("_load_rng_state") == 2
+    assert source.index("_load_rng_state") < source.index("iter(train_dataloader)") < source.rindex("_load_rng_state")
+
+
+def test_accelerate_keeps_a_sampler_that_is_no_random_sampler(tmp_path):
+    trainer = MultiLabelTrainer(
+        tiny.tiny_resnet(), tiny.arguments(tmp_path), train_dataset=tiny.tiny_dataset(16), processing_class=tiny.processor()
+    )
+    assert type(trainer.get_train_dataloader().batch_sampler.sampler).__name__ == "PairSampler"
+
+
+def test_the_stock_trainer_cannot_reload_a_vit(tmp_path):
+    """Why `_load_weights` exists: the file's names are not the model's. Equal: upstream has mended it, drop ours."""
+    model = tiny.tiny_vit()
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        written = set(file.keys())
+    assert written != set(model.state_dict())
+    assert len(written & set(model.state_dict())) < len(written) / 2
