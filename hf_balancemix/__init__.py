@@ -1,6 +1,6 @@
 """BalanceMix for Hugging Face: multi-label image training that is robust to imbalance and wrong labels.
 
-    from hf_balancemix import BalanceMixTrainer, BalanceMixTrainingArguments, MultiLabelTrainer
+from hf_balancemix import BalanceMixTrainer, BalanceMixTrainingArguments, MultiLabelTrainer
 """
 
 try:
@@ -17,6 +17,5 @@ from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from hf_balancemix.version import __version__
-
 
 __all__ = ["BalanceMixTrainer", "BalanceMixTrainingArguments", "MultiLabelTrainer", "__version__"]

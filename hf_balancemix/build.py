@@ -18,6 +18,7 @@ from transformers import (
     TimmWrapperConfig,
     ViTImageProcessor,
 )
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 SMALL_RESNET = "small_resnet"
 
@@ -28,7 +29,7 @@ def build_model(
     """Build a classifier with a linear head and its image processor.
 
     Args:
-        backbone: A timm name (``resnet50.tv_in1k``), a Hub name (``google/vit-base-patch16-224``), a local folder
+        backbone: A timm name (``resnet50.tv_in1k``), Hub name (``google/vit-base-patch16-224``), a local folder
             with a checkpoint, or ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, made from a config.
         class_names: The K names.
         image_size: Side in pixels; pictures are squashed to a square. ``None`` takes the backbone's own size.
@@ -40,7 +41,7 @@ def build_model(
     Raises:
         ValueError: If the backbone is unknown (the message names the nearest ones) or its size is fixed.
     """
-    labels = {
+    labels: dict[str, Any] = {
         "num_labels": len(class_names),
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: i for i, name in enumerate(class_names)},
@@ -76,26 +77,30 @@ def _from_timm(name: str, labels: dict[str, Any], image_size: int | None, pretra
             f"Expected a timm model, a Hub name with a slash or a checkpoint folder as backbone, found {name!r}"
             + (f" (did you mean {', '.join(near)}?)." if near else ". `timm.list_models()` lists the names.")
         )
-    cfg = timm.get_pretrained_cfg(name)
-    size = image_size or cfg.input_size[-1]
+    own = timm.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
+    size = image_size or own["input_size"][-1]
+    # transformers reads the preprocessing of a saved timm model from this entry of its config.json and from nowhere
+    # else, so it must say what training does: squash to a square.
+    cfg = {**own, "input_size": (3, size, size), "crop_pct": 1.0, "crop_mode": "squash"}
     # Only some architectures are built for one size; the others take any.
-    sized = size != cfg.input_size[-1] and "img_size" in _parameters(architecture)
+    sized = size != own["input_size"][-1] and "img_size" in _parameters(architecture)
     model_args = {"img_size": size} if sized else {}
     if pretrained:
         model = AutoModelForImageClassification.from_pretrained(
             f"timm/{name}", ignore_mismatched_sizes=True, model_args=model_args, **labels
         )
+        model.config.pretrained_cfg = cfg
     else:
-        config = TimmWrapperConfig(
-            architecture=name, pretrained_cfg=cfg.to_dict(), model_args=model_args, **labels
+        config: Any = TimmWrapperConfig(  # type: ignore[call-arg]
+            architecture=name, pretrained_cfg=cfg, model_args=model_args, **labels
         )
         model = AutoModelForImageClassification.from_config(config)
-    return model, _processor(size, cfg.mean, cfg.std)
+    return model, TimmWrapperImageProcessor(cfg, architecture=name)
 
 
 def _parameters(architecture: str) -> set[str]:
     """Return the constructor parameters of the class behind a timm entry point."""
-    module = inspect.getmodule(timm.models.model_entrypoint(architecture))
+    module: Any = inspect.getmodule(timm.models.model_entrypoint(architecture))
     classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
     return {name for c in classes for name in inspect.signature(c.__init__).parameters}
 

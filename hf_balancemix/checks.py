@@ -17,6 +17,7 @@ _REFUSED = {
         "random",
         "the trainer's own sampler decides the order (`second_sampler`, `minority_score`); leave it at 'random'",
     ),
+    "data_seed": (None, "the order of the images follows from `seed`, as everything random does; leave it unset"),
     "batch_eval_metrics": (
         False,
         "average precision needs the scores of the whole evaluation set at once; leave it at False",
@@ -68,7 +69,9 @@ def check_method_arguments(args: Any) -> None:
         value, choices = getattr(args, name), args.__dataclass_fields__[name].metadata["choices"]
         if value not in choices:
             raise ValueError(f"Expected `{name}` to be one of {choices}, found {value!r}{nearest(value, choices)}.")
-    _in_range("relabel_threshold", args.relabel_threshold, 0.5, 1.0, "below 0.5 both rules of Eq. 9 would hold at once")
+    _in_range(
+        "relabel_threshold", args.relabel_threshold, 0.5, 1.0, "below 0.5 both rules of Eq. 9 would hold at once"
+    )
     _in_range("mix_alpha", args.mix_alpha, 0.0, math.inf, "it is the parameter of Beta(α, α); 0 switches mixing off")
     _in_range("warmup_epochs", args.warmup_epochs, 0, math.inf, "it counts the epochs before refinement starts")
     _in_range("min_fit", args.min_fit, 2, math.inf, "a mixture of two components needs at least two losses")
@@ -175,12 +178,13 @@ def check_finite(loss: Any, step: int, index: Any) -> None:
     shown = f"{rows[:16]}{' ...' if len(rows) > 16 else ''}"
     raise FloatingPointError(
         f"Expected a finite loss, found {loss} after {step} optimiser steps, in the batch of training rows {shown}. "
-        "The checkpoints already written are kept. Lower the learning rate (the loss sums over classes), check these "
-        "images, or use bf16 instead of fp16, then resume with `train(resume_from_checkpoint=True)`."
+        "The checkpoints already written are kept. If the learning rate is too high (the loss sums over classes), start "
+        "anew with a lower one: a resumed run keeps the old one. Otherwise check these images, or use bf16 instead of "
+        "fp16, then resume with `train(resume_from_checkpoint=True)`."
     )
 
 
-def check_resume(saved: Any, current: Any, saved_run: dict[str, Any], run: dict[str, Any], folder: str) -> list[str]:
+def check_resume(saved: Any, current: Any, saved_run: dict[str, Any], run: dict[str, Any], folder: str) -> dict[str, str]:
     """Compare a checkpoint with the run that wants to go on from it.
 
     Args:
@@ -191,7 +195,7 @@ def check_resume(saved: Any, current: Any, saved_run: dict[str, Any], run: dict[
         folder: The checkpoint, for the message.
 
     Returns:
-        One sentence per difference that is allowed but makes the resumed run another one.
+        One sentence per difference, by its name, that is allowed but makes the resumed run another one.
 
     Raises:
         ValueError: If the data set, its labels, the class list or the number of images per step differ.
@@ -208,24 +212,32 @@ def check_resume(saved: Any, current: Any, saved_run: dict[str, Any], run: dict[
         wrong.append(f"the training set has {len(current)} images, the checkpoint's had {len(saved)}")
     elif (changed := int((saved.labels != current.labels).sum())) > 0:
         wrong.append(
-            f"{changed} of {saved.labels.numel()} given labels differ: another data set, order or noise setting (noise "
-            f"of the checkpoint {saved_run['noise']}, now {run['noise']})"
+            f"{changed} of {saved.labels.numel()} given labels differ: another data set, order or noise setting "
+            f"(noise of the checkpoint {saved_run['noise']}, now {run['noise']})"
         )
     if saved_run["images_per_step"] != run["images_per_step"]:
         wrong.append(
             f"one optimiser step takes {run['images_per_step']} images (batch size × processes × accumulation), the "
             f"checkpoint's took {saved_run['images_per_step']}: the position within the epoch would be lost"
         )
+    elif not wrong and saved_run.get("steps_per_epoch") != run["steps_per_epoch"]:
+        wrong.append(
+            f"there are now {run['steps_per_epoch']} optimiser steps per epoch, the checkpoint's had "
+            f"{saved_run.get('steps_per_epoch')} (batch size, accumulation and `dataloader_drop_last` decide): the "
+            "position within the epoch would be lost"
+        )
     if wrong:
         raise ValueError(
-            f"Cannot resume from {folder}: " + "; ".join(wrong) + ". Use the settings of the interrupted run, or start "
+            f"Cannot resume from {folder}: "
+            + "; ".join(wrong)
+            + ". Use the settings of the interrupted run, or start "
             "a new run in another `output_dir`."
         )
-    return [
-        f"`{name}` was {saved_run.get(name)!r}, is now {run[name]!r}"
+    return {
+        name: f"`{name}` was {saved_run.get(name)!r}, is now {run[name]!r}"
         for name in run
-        if saved_run.get(name) != run[name] and name not in ("noise", "images_per_step")
-    ]
+        if saved_run.get(name) != run[name] and name not in ("noise", "images_per_step", "steps_per_epoch")
+    }
 
 
 def check_trainer_inputs(args: Any, processing_class: Any, others: dict[str, Any]) -> None:
@@ -253,8 +265,18 @@ def check_trainer_inputs(args: Any, processing_class: Any, others: dict[str, Any
             raise TypeError(f"Expected no `{name}`, found {others[name]!r}: {reason}.")
 
 
+def names_of_model(class_names: Sequence[str]) -> str:
+    """Return the sentence for labels that do not fit the class names of the model's configuration."""
+    return (
+        f"The class names are those of the model, `config.id2label` ({len(class_names)} classes: "
+        f"{', '.join(map(repr, class_names[:3]))}{', ...' if len(class_names) > 3 else ''}). If it was made for other "
+        "classes, load it with `from_pretrained(..., num_labels=..., id2label=..., label2id=..., "
+        "ignore_mismatched_sizes=True)`."
+    )
+
+
 def own_class_names(model: Any) -> tuple[str, ...] | None:
-    """Return the class names in a model's configuration, or ``None`` where it only has ``LABEL_0``, ``LABEL_1``, …"""
+    """Return the class names in a model's configuration, or ``None`` where it only has ``LABEL_0`` and so on."""
     id2label = getattr(getattr(model, "config", None), "id2label", None)
     if not id2label or all(name == f"LABEL_{i}" for i, name in id2label.items()):
         return None

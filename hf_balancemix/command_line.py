@@ -37,9 +37,10 @@ class RecipeParser:
         description: First lines of the help.
     """
 
-    def __init__(self, types: Sequence[type], defaults: dict[str, Any], description: str) -> None:
+    def __init__(self, types: Sequence[Any], defaults: dict[str, Any], description: str) -> None:
+        self.types = list(types)
         self.parser = HfArgumentParser(
-            list(types),
+            self.types,
             description=description,
             allow_abbrev=False,
             add_help=False,
@@ -73,7 +74,7 @@ class RecipeParser:
             if name.startswith("--") and name not in known:
                 raise ValueError(f"Unknown option {name}{nearest(name, known)}. --help lists the options.")
         parsed: tuple[Any, ...] = self.parser.parse_args_into_dataclasses(argv)
-        return parsed[: len(self.parser.dataclass_types)]
+        return parsed[: len(self.types)]
 
 
 def run_with_clear_errors(job: Callable[[], None]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,15 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import transformers
+import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import DatasetDict
-from datasets.utils.logging import disable_progress_bar
+from datasets import disable_progress_bars as disable_map_bars
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers.utils.logging import disable_progress_bar as disable_shard_bars
 
 from hf_balancemix.build import build_model
-from hf_balancemix.checks import nearest
 from hf_balancemix.command_line import RecipeParser, run_with_clear_errors
 from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.noise import NOISE_KINDS, NoiseSpec, inject_noise
@@ -91,10 +90,11 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> None:
 
 
 def _main(recipe: Recipe, argv: list[str]) -> None:
-    parser = RecipeParser([RecipeArguments, BalanceMixTrainingArguments], recipe.defaults, recipe.description)
+    defaults = {"dataloader_pin_memory": torch.cuda.is_available(), **recipe.defaults}
+    parser = RecipeParser([RecipeArguments, BalanceMixTrainingArguments], defaults, recipe.description)
     options, args = parser.parse(argv)
     methods = [options.method] if options.method else options.methods
-    output_dir = Path(args.output_dir)
+    output_dir = Path(str(args.output_dir))
     main_process = PartialState().is_main_process
     results_file = output_dir / "results.json"
     runs: list[dict[str, Any]] = []
@@ -105,8 +105,9 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
                 "another --output_dir."
             )
         runs = json.loads(results_file.read_text(encoding="utf-8"))["runs"]
+    disable_shard_bars()  # a bar per checkpoint would tear the epoch's bar
     if not main_process:
-        disable_progress_bar()
+        disable_map_bars()
     splits = recipe.load()
     for seed in range(args.seed, args.seed + options.seeds):
         for method in methods:
@@ -126,7 +127,7 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
 def _plan(options: RecipeArguments, args: BalanceMixTrainingArguments, method: str, seed: int) -> dict[str, Any]:
     """Return the trainer's arguments and the settings that identify one run."""
     changed = {
-        "output_dir": str(Path(args.output_dir) / f"{method}-seed{seed}"),
+        "output_dir": str(Path(str(args.output_dir)) / f"{method}-seed{seed}"),
         "seed": seed,
         **METHODS[method].options,
     }
@@ -171,7 +172,7 @@ def _run(
     trainer.train(resume_from_checkpoint=bool(resumable))
     seconds = time.perf_counter() - start
     predicted = trainer.predict(splits["test"])
-    report = multilabel_report(predicted.predictions, predicted.label_ids, class_names)
+    report = multilabel_report(np.asarray(predicted.predictions), np.asarray(predicted.label_ids), class_names)
     trainer.save_model()
     groups = {
         name: mean_average_precision(report.ap[[class_names.index(c) for c in members]])
@@ -222,7 +223,9 @@ def _report(
     title = f"{recipe.name}, {noise}"
     header, rows = method_table(shown)
     seeds = len({run["seed"] for run in shown})
-    print(f"\n{title}: test mAP after the last epoch, in points, {seeds} seed{'s (mean ± standard error)' * (seeds > 1)}")
+    print(
+        f"\n{title}: test mAP after the last epoch, in points, {seeds} seed{'s (mean ± standard error)' * (seeds > 1)}"
+    )
     print(text_table(header, rows))
     for run in shown:
         last = run["epochs"][-1]
@@ -256,16 +259,17 @@ class _Progress(TrainerCallback):
     """One bar per run, in epochs, with the last test mAP."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.bar = label, None
+        self.label = label
+        self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = int(state.epoch or 0)
         disable = not state.is_world_process_zero
         self.bar = tqdm(total=state.num_train_epochs, initial=done, desc=self.label, unit="epoch", disable=disable)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        if self.bar is not None and "eval_map" in metrics:
-            self.bar.set_postfix_str(f"mAP {metrics['eval_map']:.1f}", refresh=False)
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None and "eval_map" in kwargs["metrics"]:
+            self.bar.set_postfix_str(f"mAP {kwargs['metrics']['eval_map']:.1f}", refresh=False)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

@@ -15,6 +15,7 @@ RECIPE = Recipe(
     description=__doc__,
     defaults={
         "output_dir": "runs/digits",
+        "seed": 0,
         "methods": ["bce", "mixup", "balancemix"],
         "noise": "mislabel",
         "noise_rate": 0.4,

@@ -30,7 +30,9 @@ ALLOWED_INSIDE = {"pandas"}  # comes with datasets, is slow to import, and one m
 def imports(path):
     """(module, inside a function?) of every import in a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
+    inside = {
+        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -64,7 +66,9 @@ def test_imports_go_down_only(path):
         assert not inside or module in ALLOWED_INSIDE, f"{path.name} imports {module} inside a function"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) in ("method", "losses", "metrics")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room(p) in ("method", "losses", "metrics")], ids=lambda p: p.name
+)
 def test_pure_rooms_import_no_framework(path):
     import sys
 

@@ -37,7 +37,9 @@ class ImageTransform:
     def __init__(self, processor: Any, augmentation: str = "randaugment_asl") -> None:
         if augmentation not in AUGMENTATIONS:
             near = difflib.get_close_matches(augmentation, AUGMENTATIONS, n=1, cutoff=0)[0]
-            raise ValueError(f"`augmentation` must be one of {sorted(AUGMENTATIONS)}, got {augmentation!r} ({near!r}?).")
+            raise ValueError(
+                f"`augmentation` must be one of {sorted(AUGMENTATIONS)}, got {augmentation!r} ({near!r}?)."
+            )
         self.augmentation = augmentation
         if hasattr(processor, "val_transforms"):  # timm's processor: its last steps convert and normalise
             steps = processor.val_transforms.transforms
@@ -69,8 +71,7 @@ class ImageTransform:
                     f"Expected a PIL image in row {rows[i] if rows else i}, found {type(image).__name__}. Cast the "
                     "column with `dataset.cast_column(name, datasets.Image())`."
                 )
-        pixels = self._geometry([image if image.mode == "RGB" else image.convert("RGB") for image in images])
-        return pixels
+        return self._geometry([image if image.mode == "RGB" else image.convert("RGB") for image in images])
 
     def augment(self, pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
         """Return (n, 3, H, W) uint8 pixels, each augmented by its own seed and nothing else."""

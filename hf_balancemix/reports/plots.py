@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")  # files only: no display is needed
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")

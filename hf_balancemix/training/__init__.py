@@ -1,0 +1,1 @@
+"""The trainers, their arguments and their checkpoints."""

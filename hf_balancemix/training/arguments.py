@@ -1,4 +1,4 @@
-"""Arguments of the trainers: ``TrainingArguments`` plus the method's options, with the paper's readings as defaults."""
+"""Arguments of the trainers: ``TrainingArguments`` plus the method's options, defaults as in the paper."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ class BalanceMixTrainingArguments(TrainingArguments):
         "statistics; this moves the running statistics too).",
         ["eval", "train"],
     )
-    min_fit: int = _option(4, "Fewest losses of a (class, label) set that a mixture is fitted to; smaller sets are clean.")
+    min_fit: int = _option(
+        4, "Fewest losses of a (class, label) set that a mixture is fitted to; smaller sets are clean."
+    )
     monotone_posterior: bool = _option(
         False, "Forbid that a larger loss gets a larger posterior (off: Eq. 8 to the letter)."
     )

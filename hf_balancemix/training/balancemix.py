@@ -1,4 +1,4 @@
-"""BalanceMix (Song, Kim, Lee, AAAI 2024): Algorithm 1 as a Trainer. Read it beside the paper; equations in `method`."""
+"""BalanceMix (Song, Kim, Lee, AAAI 2024): Algorithm 1 as a Trainer. Read it beside the paper and `method`."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: If there is none; the message lists incomplete ones.
     """
-    partial = []
+    partial: list[str] = []
     for path in reversed(_checkpoints(Path(output_dir))):
         missing = missing_parts(path)
         if not missing:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,12 @@ from hf_balancemix.label_state import LabelState
 from hf_balancemix.losses import weighted_bce
 from hf_balancemix.report import build_compute_metrics
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
-from hf_balancemix.training.checkpoints import check_complete, complete_checkpoints, last_complete_checkpoint, missing_parts
+from hf_balancemix.training.checkpoints import (
+    check_complete,
+    complete_checkpoints,
+    last_complete_checkpoint,
+    missing_parts,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -51,6 +58,9 @@ class MultiLabelTrainer(Trainer):
         ValueError: For data that cannot be trained on; each message says what to do.
     """
 
+    args: BalanceMixTrainingArguments
+    model: Any
+    eval_dataset: Any
     # One mean per micro-batch; the Trainer divides by the number of accumulated ones.
     loss_is_scaled_for_ga = False
 
@@ -90,7 +100,8 @@ class MultiLabelTrainer(Trainer):
         self._name_classes()
         self._train_images: ImageRows | None = None
         self._eval_sets: dict[int, tuple[Any, EvalDataset]] = {}
-        self.add_callback(_Epochs(self))
+        # After the one that decides when to save, before reporters, which close their files when training ends.
+        self.callback_handler.callbacks.insert(1, _Epochs(self))
 
     # ---- reading the data ----
 
@@ -104,7 +115,12 @@ class MultiLabelTrainer(Trainer):
             self.clean_labels = torch.from_numpy(clean.labels)
 
     def _encode(self, dataset: Any, args: BalanceMixTrainingArguments) -> LabelTable:
-        return encode_labels(dataset, args.label_column, self._class_names, args.label_delimiter)
+        try:
+            return encode_labels(dataset, args.label_column, self._class_names, args.label_delimiter)
+        except ValueError as error:
+            if self._class_names is None or self.label_state is not None:
+                raise
+            raise ValueError(f"{error} {checks.names_of_model(self._class_names)}") from error
 
     def _train_counts(self) -> np.ndarray | None:
         """Positives per class, from the clean labels where there are any (specification, A4 row 25)."""
@@ -148,11 +164,14 @@ class MultiLabelTrainer(Trainer):
         if self.label_state is None:
             raise ValueError("Expected a `train_dataset`, found None: training needs one.")
         args = self.args
+        checks.check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
+        self.transform.augmentation = args.augmentation
         checks.check_batch_size(
             len(self.label_state), self._train_batch_size, args.world_size, args.dataloader_drop_last
         )
         self._name_classes()  # again: `model_init` makes a new model for every run
-        self.label_state.reset()  # before a checkpoint, if any, is loaded
+        if self.is_in_train:
+            self.label_state.reset()  # before a checkpoint, if any, is loaded
         if self._train_images is None:
             self._train_images = self._image_rows(self.train_dataset)
         return self._get_dataloader(
@@ -222,7 +241,7 @@ class MultiLabelTrainer(Trainer):
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; with several processes all use the buffers (batch-norm statistics) that a checkpoint would hold."""
+        """Evaluate; with several processes all use the buffers (batch-norm statistics) a checkpoint would hold."""
         self.synchronise_buffers()
         return super().evaluation_loop(*args, **kwargs)
 
@@ -245,12 +264,21 @@ class MultiLabelTrainer(Trainer):
             "seed": args.seed,
             "world_size": args.world_size,
             "images_per_step": self._train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            "steps_per_epoch": self._steps_per_epoch(),
             "noise": noise_of(self.train_dataset),
             **args.method_settings(),
         }
 
+    def _steps_per_epoch(self) -> int:
+        args, rounding = self.args, math.floor if self.args.dataloader_drop_last else math.ceil
+        batches = rounding(rounding(len(self.train_dataset) / self._train_batch_size) / args.world_size)
+        return max(1, math.ceil(batches / args.gradient_accumulation_steps))
+
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+        self,
+        resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
     ) -> Any:
         """Train, or go on from the last complete checkpoint (``True``) or from the one named.
 
@@ -259,8 +287,11 @@ class MultiLabelTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        elif isinstance(resume_from_checkpoint, str):
+        elif resume_from_checkpoint:
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
             check_complete(Path(resume_from_checkpoint))
+        if resume_from_checkpoint and self.label_state is not None and not self.args.auto_find_batch_size:
+            self._saved_state(resume_from_checkpoint)  # refuse another run's before its weights fail to load
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except KeyboardInterrupt:
@@ -269,8 +300,8 @@ class MultiLabelTrainer(Trainer):
             raise
         except Exception as error:  # a full disk is an OSError, but also what torch and safetensors make of it
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            if not folder.is_dir() or not missing_parts(folder):
-                raise
+            if not folder.is_dir() or "trainer_state.json" not in missing_parts(folder):
+                raise  # not while saving: that file is the last one of a checkpoint
             raise self._unsaved(folder, error) from error
 
     def _unsaved(self, folder: Path, error: Exception) -> OSError:
@@ -326,12 +357,19 @@ class MultiLabelTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the label state along with the optimiser, after comparing the checkpoint with this run."""
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.label_state is not None:
-            saved, saved_run = LabelState.load(checkpoint)
-            for sentence in checks.check_resume(saved, self.label_state, saved_run, self.run_facts(), checkpoint):
+            saved, changes = self._saved_state(checkpoint)
+            for sentence in changes.values():
                 logger.warning(f"Resuming from {checkpoint} as another run: {sentence}.")
+            if not changes.keys().isdisjoint(self.args.method_settings()):
+                saved.reset()  # what the new settings need may be missing: the resumed epoch is prepared anew
             self.label_state.assign(saved)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _saved_state(self, checkpoint: str) -> tuple[LabelState, dict[str, str]]:
+        """Return the label state of a checkpoint and how its run differs; refuse what cannot be gone on with."""
+        saved, saved_run = LabelState.load(checkpoint)
+        return saved, checks.check_resume(saved, self.label_state, saved_run, self.run_facts(), checkpoint)
 
 
 class _Epochs(TrainerCallback):
@@ -344,6 +382,15 @@ class _Epochs(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.prepare_epoch(int(state.epoch or 0))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The checkpoint about to be written may exist, of an older run. Half overwritten it must not look complete.
+        if args.should_save and control.should_save:
+            Path(args.output_dir, f"checkpoint-{state.global_step}", "trainer_state.json").unlink(missing_ok=True)
+
+    on_epoch_end = on_step_end
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -160,7 +160,7 @@ def test_multi_hot_or_ids(rows, names, expected):
 )
 def test_what_could_be_either_is_refused_and_a_cast_settles_it(rows, names):
     dataset = make(labels=rows)
-    with pytest.raises(ValueError, match="ids, or multi-hot rows of one length.*only 0 and 1.*cast_column"):
+    with pytest.raises(ValueError, match=r"ids, or multi-hot rows of one length.*only 0 and 1.*cast_column"):
         encode_labels(dataset, class_names=names)
     as_ids = dataset.cast_column("labels", List(ClassLabel(names=names or ["a", "b"])))
     np.testing.assert_array_equal(encode_labels(as_ids).labels[0].nonzero()[0], sorted(set(rows[0])))
@@ -171,6 +171,12 @@ def test_what_could_be_either_is_refused_and_a_cast_settles_it(rows, names):
 
 ERRORS = {
     "no label column": (make(x=["a"]), {}, "label column .*found the columns 'x'.*label_column"),
+    "one 0/1 column is no guess": (
+        make(flag=[0, 1], x=["a", "b"]),
+        {},
+        "one 0/1 column per class, found the columns 'flag', 'x'",
+    ),
+    "columns with other names": (make(a=[0, 1], b=[1, 1]), {"class_names": ["x", "y"]}, "found the columns 'a', 'b'"),
     "misspelt": (make(tags=TEXTS), {"label_column": "tagz"}, r"'tagz' \(did you mean 'tags'\?\).*found the columns"),
     "no columns named": (make(tags=TEXTS), {"label_column": []}, "label column none, found the columns 'tags'"),
     "twice": (make(a=[0], b=[1]), {"label_column": ["a", "a"]}, "label column 'a', 'a'.*each once"),
@@ -229,7 +235,7 @@ def test_every_mistake_has_one_clear_error(name):
 
 
 def test_wrong_types():
-    with pytest.raises(TypeError, match="DatasetDict.*dataset\\['train'\\]"):
+    with pytest.raises(TypeError, match=r"DatasetDict.*dataset\['train'\]"):
         encode_labels(DatasetDict(train=NAMED["names"]))
     with pytest.raises(TypeError, match="class_names as a list of texts, found 'cat'"):
         encode_labels(NAMED["names"], class_names="cat")
@@ -277,7 +283,7 @@ def test_image_column():
     two = Dataset.from_dict({"scan": pixels, "image": pixels}, Features({"scan": Image(), "image": Image()}))
     assert find_image_column(two) == "image"
     assert find_image_column(Dataset.from_dict({"pixel_values": [[[0.0, 1.0]]]})) == "pixel_values"
-    with pytest.raises(ValueError, match="feature Image, found 2 of feature Image among 'scan', 'other'.*rename"):
+    with pytest.raises(ValueError, match=r"feature Image, found 2 of feature Image among 'scan', 'other'.*rename"):
         find_image_column(two.rename_column("image", "other"))
     paths = Dataset.from_dict({"image": ["a.png"]})
     with pytest.raises(ValueError, match=r"found 0 of feature Image among 'image'.*cast_column\("):

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import BitImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from hf_balancemix.data.transforms import AUGMENTATIONS, ImageTransform, _ASL_OPERATIONS
+from hf_balancemix.data.transforms import _ASL_OPERATIONS, AUGMENTATIONS, ImageTransform
 
 
 def pictures(n=4, size=(40, 30), mode="RGB"):

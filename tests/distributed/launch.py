@@ -53,7 +53,12 @@ def records(job, rank=0):
 def run_and_kill(job, step, timeout=300):
     """Start, wait until optimiser step ``step`` has begun, then SIGKILL the whole process group."""
     process = subprocess.Popen(
-        command(job), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command(job),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     deadline = time.monotonic() + timeout
     while not any(entry.get("step", -1) >= step for entry in records(job)):

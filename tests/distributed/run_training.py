@@ -1,6 +1,6 @@
 """Run one training as its own process or processes; the tests start it with `launch` and compare what it writes.
 
-    python -m tests.distributed.run_training '{"output_dir": ..., "options": {...}}'
+python -m tests.distributed.run_training '{"output_dir": ..., "options": {...}}'
 """
 
 import hashlib
@@ -71,7 +71,6 @@ def stock(job, ours):
     path = Path(job["output_dir"]) / f"result-{args.process_index}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"norm": float(torch.stack(norms).norm())}), encoding="utf-8")
-    return None
 
 
 def main():
@@ -80,7 +79,8 @@ def main():
     world = job.get("world_size", 1)
     assert args.world_size == world, f"expected {world} processes, found {args.world_size}"
     if job.get("method") == "stock":
-        return stock(job, args)
+        stock(job, args)
+        return
     dataset = tiny.tiny_dataset(job.get("rows", 48))
     model = tiny.tiny_vit(dropout=job.get("dropout", 0.0)) if job.get("model") == "vit" else tiny.tiny_resnet()
     trainer = METHODS[job.get("method", "balancemix")].trainer(

@@ -25,7 +25,7 @@ def first_norm(tmp_path, batch, accumulation, world, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["bce", "balancemix"])
 def test_one_step_is_the_same_however_it_is_batched(tmp_path, method):
-    """With mixing, augmentation, refinement and views at the step: they follow from the pair, not from the batch."""
+    """Mixing, augmentation, refinement, views at the step: all follow from the pair, not from the batch."""
     norms = {name: first_norm(tmp_path, *setting, method)[0] for name, setting in SETTINGS.items()}
     reference = norms["1 x 16"]
     assert len(reference) == 2
@@ -38,13 +38,15 @@ def test_one_step_is_the_same_however_it_is_batched(tmp_path, method):
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch", "accumulation", "world", "factor"), [(4, 4, 1, 4), (8, 1, 2, 2)])
 def test_the_stock_trainer_is_wrong(tmp_path, batch, accumulation, world, factor):
-    """The trap that `MultiLabelTrainer` removes (huggingface/transformers#47688). If this fails, upstream mended it."""
+    """The trap that `MultiLabelTrainer` removes (huggingface/transformers#47688); fails when upstream mends it."""
     job = {"rows": 16, "model": "vit", "method": "stock"}
     norms = []
     for name, (b, a, w) in {"right": (16, 1, 1), "wrong": (batch, accumulation, world)}.items():
         options = {"per_device_train_batch_size": b, "gradient_accumulation_steps": a}
         norms += [run({**job, "output_dir": str(tmp_path / name), "world_size": w, "options": options})[0]["norm"]]
-    print(f"stock Trainer, {batch} x {accumulation} on {world}: gradient norm {norms[1] / norms[0]:.4f} times the right one")
+    print(
+        f"stock Trainer, {batch} x {accumulation} on {world}: gradient norm {norms[1] / norms[0]:.4f} times the right one"
+    )
     assert norms[1] == pytest.approx(factor * norms[0], rel=1e-3)
 
 

@@ -62,7 +62,10 @@ def test_random_state_is_restored_before_an_epoch_and_after_its_first_batch():
 
 def test_accelerate_keeps_a_sampler_that_is_no_random_sampler(tmp_path):
     trainer = MultiLabelTrainer(
-        tiny.tiny_resnet(), tiny.arguments(tmp_path), train_dataset=tiny.tiny_dataset(16), processing_class=tiny.processor()
+        tiny.tiny_resnet(),
+        tiny.arguments(tmp_path),
+        train_dataset=tiny.tiny_dataset(16),
+        processing_class=tiny.processor(),
     )
     assert type(trainer.get_train_dataloader().batch_sampler.sampler).__name__ == "PairSampler"
 
