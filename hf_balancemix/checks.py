@@ -178,13 +178,15 @@ def check_finite(loss: Any, step: int, index: Any) -> None:
     shown = f"{rows[:16]}{' ...' if len(rows) > 16 else ''}"
     raise FloatingPointError(
         f"Expected a finite loss, found {loss} after {step} optimiser steps, in the batch of training rows {shown}. "
-        "The checkpoints already written are kept. If the learning rate is too high (the loss sums over classes), start "
-        "anew with a lower one: a resumed run keeps the old one. Otherwise check these images, or use bf16 instead of "
-        "fp16, then resume with `train(resume_from_checkpoint=True)`."
+        "The checkpoints already written are kept. If the learning rate is too high (the loss sums over classes), "
+        "start anew with a lower one: a resumed run keeps the old one. Otherwise check these images, or use bf16 "
+        "instead of fp16, then resume with `train(resume_from_checkpoint=True)`."
     )
 
 
-def check_resume(saved: Any, current: Any, saved_run: dict[str, Any], run: dict[str, Any], folder: str) -> dict[str, str]:
+def check_resume(
+    saved: Any, current: Any, saved_run: dict[str, Any], run: dict[str, Any], folder: str
+) -> dict[str, str]:
     """Compare a checkpoint with the run that wants to go on from it.
 
     Args:

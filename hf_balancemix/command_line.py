@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from hf_balancemix.checks import nearest
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
@@ -28,6 +28,13 @@ _SHOWN = (
 )
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults where there are any, and the description as it is written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class RecipeParser:
     """Parses dataclasses from a command line.
 
@@ -44,12 +51,14 @@ class RecipeParser:
             description=description,
             allow_abbrev=False,
             add_help=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
+            usage="%(prog)s [options]",
         )
-        self.parser.add_argument("-h", "--help", action="store_true", help="Show our options.")
-        self.parser.add_argument("--help-all", action="store_true", help="Show the Trainer's options too.")
+        self.parser.add_argument("-h", "--help", action="store_true", help="Show our options.", default=None)
+        self.parser.add_argument("--help-all", action="store_true", help="Show the Trainer's options too.", default=None)
         self.parser.set_defaults(**defaults)
-        own = {*BalanceMixTrainingArguments.__annotations__, *_SHOWN, "help", "help_all"}
+        new = BalanceMixTrainingArguments.__annotations__.keys() - TrainingArguments.__dataclass_fields__.keys()
+        own = {*new, *_SHOWN, "help", "help_all"}
         for kind in types:
             if kind is not BalanceMixTrainingArguments:
                 own |= set(kind.__annotations__)

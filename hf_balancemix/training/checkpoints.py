@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_balancemix.label_state import FILE_NAME, LabelState
@@ -62,6 +66,20 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str:
     )
 
 
+def find_checkpoint(wanted: str | os.PathLike[str] | bool | None, output_dir: str) -> str | None:
+    """Return the folder to resume from: the newest complete one for ``True``, else the one named, if any.
+
+    Raises:
+        ValueError: If there is none, or if it is not complete.
+    """
+    if wanted is True:
+        return last_complete_checkpoint(output_dir)
+    if not wanted:
+        return None
+    check_complete(Path(wanted))
+    return os.fspath(wanted)
+
+
 def check_complete(checkpoint: Path) -> None:
     """Refuse a checkpoint that cannot be resumed from.
 
@@ -82,3 +100,56 @@ def check_complete(checkpoint: Path) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     numbered = [(int(m.group(1)), p) for p in folder.glob("checkpoint-*") if (m := _NAME.match(p.name))]
     return [path for _, path in sorted(numbered)]
+
+
+def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
+    """Load weights as ``from_pretrained`` does, all of them or none.
+
+    The stock Trainer (5.23) loads the file's tensors by name and passes over those it does not know. But
+    ``save_pretrained`` writes many models (ViT, DeiT, …) under older names than the model uses, so a resumed or best
+    ViT silently keeps its random or last weights. ``test_canaries.py`` says when that has changed.
+    """
+    model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict(), strict=True)
+
+
+def steps_per_epoch(args: TrainingArguments, rows: int, batch_size: int) -> int:
+    """Return the optimiser steps of one epoch of ``rows`` images, as Trainer and accelerate count them."""
+    rounded = math.floor if args.dataloader_drop_last else math.ceil
+    batches = rounded(rounded(rows / batch_size) / args.world_size)
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
+
+
+def interrupted(output_dir: str, step: int) -> str:
+    """Return what to tell a user who stopped the run."""
+    kept = complete_checkpoints(output_dir)
+    if not kept:
+        return "Interrupted. No checkpoint was written yet; the run starts again from the beginning."
+    return (
+        f"Interrupted after step {step}. Kept: {kept[-1]}. Resume with `trainer.train(resume_from_checkpoint=True)` "
+        "and the same settings (recipes: the same command and `--resume`)."
+    )
+
+
+def unsaved(folder: Path, error: Exception) -> OSError:
+    """Remove a checkpoint that was broken off while it was written; return an error that says what is kept."""
+    shutil.rmtree(folder, ignore_errors=True)
+    kept = complete_checkpoints(folder.parent)
+    return OSError(
+        f"Saving {folder} failed ({error}). "
+        + (f"Kept: {kept[-1]}. " if kept else "No earlier checkpoint exists. ")
+        + "Free some disk space or choose another `output_dir`, then resume with "
+        "`train(resume_from_checkpoint=True)`."
+    )
+
+
+class Overwritten(TrainerCallback):
+    """Devalues an older run's checkpoint that is about to be overwritten: half old and half new it must not count."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove the file that vouches for the others, if this step is to be saved."""
+        if args.should_save and control.should_save:
+            Path(args.output_dir, f"checkpoint-{state.global_step}", "trainer_state.json").unlink(missing_ok=True)
+
+    on_epoch_end = on_step_end

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,13 @@ from hf_balancemix.losses import weighted_bce
 from hf_balancemix.report import build_compute_metrics
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.checkpoints import (
-    check_complete,
-    complete_checkpoints,
-    last_complete_checkpoint,
+    Overwritten,
+    find_checkpoint,
+    interrupted,
+    load_weights,
     missing_parts,
+    steps_per_epoch,
+    unsaved,
 )
 
 logger = logging.get_logger(__name__)
@@ -101,7 +102,7 @@ class MultiLabelTrainer(Trainer):
         self._train_images: ImageRows | None = None
         self._eval_sets: dict[int, tuple[Any, EvalDataset]] = {}
         # After the one that decides when to save, before reporters, which close their files when training ends.
-        self.callback_handler.callbacks.insert(1, _Epochs(self))
+        self.callback_handler.callbacks[1:1] = [Overwritten(), _Epochs(self)]
 
     # ---- reading the data ----
 
@@ -264,15 +265,10 @@ class MultiLabelTrainer(Trainer):
             "seed": args.seed,
             "world_size": args.world_size,
             "images_per_step": self._train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            "steps_per_epoch": self._steps_per_epoch(),
+            "steps_per_epoch": steps_per_epoch(args, len(self.train_dataset), self._train_batch_size),
             "noise": noise_of(self.train_dataset),
             **args.method_settings(),
         }
-
-    def _steps_per_epoch(self) -> int:
-        args, rounding = self.args, math.floor if self.args.dataloader_drop_last else math.ceil
-        batches = rounding(rounding(len(self.train_dataset) / self._train_batch_size) / args.world_size)
-        return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
     def train(
         self,
@@ -285,45 +281,21 @@ class MultiLabelTrainer(Trainer):
         Raises:
             ValueError: If there is no complete checkpoint, or if it belongs to another run.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        elif resume_from_checkpoint:
-            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-            check_complete(Path(resume_from_checkpoint))
-        if resume_from_checkpoint and self.label_state is not None and not self.args.auto_find_batch_size:
+        resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if resume_from_checkpoint is not None and self.label_state is not None and not self.args.auto_find_batch_size:
             self._saved_state(resume_from_checkpoint)  # refuse another run's before its weights fail to load
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except KeyboardInterrupt:
             if self.is_world_process_zero():
-                logger.warning(self._interrupted_message())
+                logger.warning(interrupted(self.args.output_dir, self.state.global_step))
             raise
         except Exception as error:  # a full disk is an OSError, but also what torch and safetensors make of it
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            if not folder.is_dir() or "trainer_state.json" not in missing_parts(folder):
-                raise  # not while saving: that file is the last one of a checkpoint
-            raise self._unsaved(folder, error) from error
-
-    def _unsaved(self, folder: Path, error: Exception) -> OSError:
-        """Remove a checkpoint that was broken off while it was written; say what is kept."""
-        shutil.rmtree(folder, ignore_errors=True)
-        kept = complete_checkpoints(folder.parent)
-        return OSError(
-            f"Saving {folder} failed ({error}). "
-            + (f"Kept: {kept[-1]}. " if kept else "No earlier checkpoint exists. ")
-            + "Free some disk space or choose another `output_dir`, then resume with "
-            "`train(resume_from_checkpoint=True)`."
-        )
-
-    def _interrupted_message(self) -> str:
-        kept = complete_checkpoints(self.args.output_dir)
-        if not kept:
-            return "Interrupted. No checkpoint was written yet; the run starts again from the beginning."
-        return (
-            f"Interrupted after step {self.state.global_step}. Kept: {kept[-1]}. Resume with "
-            "`trainer.train(resume_from_checkpoint=True)` and the same settings (recipes: the same command and "
-            "`--resume`)."
-        )
+            saving = self.args.should_save and self.control.should_save  # the flag falls when a save has succeeded
+            if not saving or not folder.is_dir() or "trainer_state.json" not in missing_parts(folder):
+                raise  # that file is the last one of a checkpoint: it stands if only the push to the Hub failed
+            raise unsaved(folder, error) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights of a checkpoint to resume from."""
@@ -336,17 +308,11 @@ class MultiLabelTrainer(Trainer):
             super()._load_best_model()
 
     def _load_weights(self, checkpoint: str | None) -> bool:
-        """Load weights as ``from_pretrained`` does, all of them or none; say whether this way was open.
-
-        The stock Trainer (5.23) loads the file's tensors by name and passes over those it does not know. But
-        ``save_pretrained`` writes many models (ViT, DeiT, …) under older names than the model uses, so a resumed or
-        best ViT silently keeps its random or last weights. ``test_canaries.py`` says when that has changed.
-        """
-        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        """Load weights, all of them or none; say whether this way was open."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if checkpoint is None or sharded or not isinstance(self.model, PreTrainedModel):
             return False
-        if not isinstance(self.model, PreTrainedModel):
-            return False
-        self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict(), strict=True)
+        load_weights(self.model, checkpoint)
         return True
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -382,15 +348,6 @@ class _Epochs(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.prepare_epoch(int(state.epoch or 0))
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # The checkpoint about to be written may exist, of an older run. Half overwritten it must not look complete.
-        if args.should_save and control.should_save:
-            Path(args.output_dir, f"checkpoint-{state.global_step}", "trainer_state.json").unlink(missing_ok=True)
-
-    on_epoch_end = on_step_end
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

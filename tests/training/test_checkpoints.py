@@ -120,7 +120,10 @@ def other_classes(names):
 
 OTHER_RUNS = {
     "another size": ({"train": TRAIN.select(range(16))}, ("has 16 images, the checkpoint's had 24",)),
-    "other labels": ({"train": tiny.tiny_dataset(ROWS, seed=5)}, ("of 120 given labels differ", "order or noise setting")),
+    "other labels": (
+        {"train": tiny.tiny_dataset(ROWS, seed=5)},
+        ("of 120 given labels differ", "order or noise setting"),
+    ),
     "another order": ({"train": TRAIN.select(range(ROWS)[::-1])}, ("of 120 given labels differ", "order")),
     "noise": (
         {"train": inject_noise(TRAIN.remove_columns("clean_labels"), NoiseSpec("flip", 0.3))},
@@ -168,6 +171,16 @@ def test_other_steps_per_epoch_are_refused(tmp_path):
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
     ):
         refused(ValueError, parts, make(tmp_path, train=train, **changes).train, str(tmp_path / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("rows", [23, 24, 25])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (4, 3), (1, 30)])
+def test_steps_per_epoch_are_those_of_the_trainer(tmp_path, rows, drop_last, batch, accumulation):
+    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    trainer = make(tmp_path, train=TRAIN.select([*range(23), 0, 1][:rows]), dataloader_drop_last=drop_last, **options)
+    _, steps, *_ = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    assert trainer.run_facts()["steps_per_epoch"] == steps
 
 
 # ---- warned ----
@@ -244,7 +257,11 @@ def test_damaged_label_state(folder, finished, warnings, case):
     damage, found = DAMAGE[case]
     shutil.rmtree(folder / "checkpoint-6")
     damage(folder / "checkpoint-4" / FILE_NAME)
-    parts = ("Expected a complete checkpoint", f"lacks a readable {FILE_NAME}", f"Resume from {folder / 'checkpoint-2'}")
+    parts = (
+        "Expected a complete checkpoint",
+        f"lacks a readable {FILE_NAME}",
+        f"Resume from {folder / 'checkpoint-2'}",
+    )
     refused(ValueError, parts, make(folder).train, str(folder / "checkpoint-4"))
     refused(ValueError, (found, "Resume from another checkpoint"), LabelState.load, folder / "checkpoint-4")
     resumes_exactly(folder, finished)
@@ -274,12 +291,13 @@ def test_no_checkpoint_to_resume_from(tmp_path):
 # ---- stops in mid-run ----
 
 
+def poison(model, **kwargs):
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+
+
 @pytest.mark.parametrize("cls", [MultiLabelTrainer, BalanceMixTrainer])
 def test_a_non_finite_loss_stops_the_run(tmp_path, finished, cls):
-    def poison(model, **kwargs):
-        with torch.no_grad():
-            next(model.parameters()).fill_(float("nan"))
-
     seen = []
     trainer = make(tmp_path, cls, callbacks=[At("on_step_begin", 2, poison)])
     loss = trainer._loss
@@ -293,6 +311,19 @@ def test_a_non_finite_loss_stops_the_run(tmp_path, finished, cls):
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2"]
     if cls is BalanceMixTrainer:
         resumes_exactly(tmp_path, finished)
+
+
+@pytest.mark.parametrize("save_only_model", [False, True])
+def test_a_non_finite_loss_is_not_taken_for_a_failed_save(tmp_path, save_only_model):
+    """A half-written folder of another run, or one without label state, bears the number of the last step."""
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "half").touch()
+    for step in (1, 2):
+        trainer = make(tmp_path, callbacks=[At("on_step_begin", step, poison)], save_only_model=save_only_model)
+        with pytest.raises(FloatingPointError):
+            trainer.train()
+    assert (tmp_path / "checkpoint-1" / "half").is_file()
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
 
 
 def test_a_diverging_run_stops(tmp_path):
