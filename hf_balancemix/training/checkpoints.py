@@ -75,6 +75,12 @@ def find_checkpoint(wanted: str | os.PathLike[str] | bool | None, output_dir: st
     if wanted is True:
         return last_complete_checkpoint(output_dir)
     if not wanted:
+        if older := complete_checkpoints(output_dir):
+            logger.warning(
+                f"Starting anew in {output_dir}, which holds checkpoints of an earlier run up to {older[-1].name}. "
+                "`resume_from_checkpoint=True` takes the highest number of both runs: use another `output_dir`, or "
+                "remove them."
+            )
         return None
     check_complete(Path(wanted))
     return os.fspath(wanted)

@@ -23,16 +23,8 @@ from hf_balancemix.data.transforms import ImageTransform
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.losses import weighted_bce
 from hf_balancemix.report import build_compute_metrics
+from hf_balancemix.training import checkpoints
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
-from hf_balancemix.training.checkpoints import (
-    Overwritten,
-    find_checkpoint,
-    interrupted,
-    load_weights,
-    missing_parts,
-    steps_per_epoch,
-    unsaved,
-)
 
 logger = logging.get_logger(__name__)
 
@@ -102,7 +94,7 @@ class MultiLabelTrainer(Trainer):
         self._train_images: ImageRows | None = None
         self._eval_sets: dict[int, tuple[Any, EvalDataset]] = {}
         # After the one that decides when to save, before reporters, which close their files when training ends.
-        self.callback_handler.callbacks[1:1] = [Overwritten(), _Epochs(self)]
+        self.callback_handler.callbacks[1:1] = [checkpoints.Overwritten(), _Epochs(self)]
 
     # ---- reading the data ----
 
@@ -265,7 +257,7 @@ class MultiLabelTrainer(Trainer):
             "seed": args.seed,
             "world_size": args.world_size,
             "images_per_step": self._train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            "steps_per_epoch": steps_per_epoch(args, len(self.train_dataset), self._train_batch_size),
+            "steps_per_epoch": checkpoints.steps_per_epoch(args, len(self.train_dataset), self._train_batch_size),
             "noise": noise_of(self.train_dataset),
             **args.method_settings(),
         }
@@ -281,21 +273,21 @@ class MultiLabelTrainer(Trainer):
         Raises:
             ValueError: If there is no complete checkpoint, or if it belongs to another run.
         """
-        resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        resume_from_checkpoint = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if resume_from_checkpoint is not None and self.label_state is not None and not self.args.auto_find_batch_size:
             self._saved_state(resume_from_checkpoint)  # refuse another run's before its weights fail to load
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except KeyboardInterrupt:
             if self.is_world_process_zero():
-                logger.warning(interrupted(self.args.output_dir, self.state.global_step))
+                logger.warning(checkpoints.interrupted(self.args.output_dir, self.state.global_step))
             raise
         except Exception as error:  # a full disk is an OSError, but also what torch and safetensors make of it
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             saving = self.args.should_save and self.control.should_save  # the flag falls when a save has succeeded
-            if not saving or not folder.is_dir() or "trainer_state.json" not in missing_parts(folder):
+            if not saving or not folder.is_dir() or "trainer_state.json" not in checkpoints.missing_parts(folder):
                 raise  # that file is the last one of a checkpoint: it stands if only the push to the Hub failed
-            raise unsaved(folder, error) from error
+            raise checkpoints.unsaved(folder, error) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights of a checkpoint to resume from."""
@@ -312,7 +304,7 @@ class MultiLabelTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if checkpoint is None or sharded or not isinstance(self.model, PreTrainedModel):
             return False
-        load_weights(self.model, checkpoint)
+        checkpoints.load_weights(self.model, checkpoint)
         return True
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -4,8 +4,9 @@ import inspect
 
 import pytest
 from safetensors import safe_open
-from transformers import Trainer
+from transformers import AutoImageProcessor, Trainer, TrainingArguments
 
+from hf_balancemix.build import build_model
 from hf_balancemix.label_state import FILE_NAME
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from tests import tiny
@@ -78,3 +79,28 @@ def test_the_stock_trainer_cannot_reload_a_vit(tmp_path):
         written = set(file.keys())
     assert written != set(model.state_dict())
     assert len(written & set(model.state_dict())) < len(written) / 2
+
+
+def test_the_stock_trainer_drops_evaluation_images_with_drop_last(tmp_path):
+    """Why our evaluation loaders switch `dataloader_drop_last` off."""
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, per_device_eval_batch_size=4, dataloader_drop_last=True, report_to="none"
+    )
+    model = tiny.tiny_vit()
+    model.config.problem_type = "multi_label_classification"
+    assert len(Trainer(model, args).predict(tiny.plain_rows(10)).predictions) == 8
+    ours = MultiLabelTrainer(
+        tiny.tiny_vit(), tiny.arguments(tmp_path, per_device_eval_batch_size=4), processing_class=tiny.processor()
+    )
+    assert len(ours.predict(tiny.tiny_dataset(10)).predictions) == 10
+
+
+def test_a_saved_timm_model_ignores_the_processor_file(tmp_path):
+    """Why `build_model` writes the preprocessing of a timm backbone into its configuration."""
+    model, _ = build_model("resnet10t", tiny.NAMES, 32, pretrained=False)
+    model.save_pretrained(tmp_path)
+    tiny.processor(48).save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").is_file()
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded).__name__ == "TimmWrapperImageProcessor"
+    assert loaded(tiny.tiny_dataset(1)[0]["image"])["pixel_values"].shape[-2:] == (32, 32)

@@ -436,6 +436,11 @@ def test_resuming_a_finished_run_changes_nothing(folder, finished):
     assert LabelState.load(folder)[0].digest() == state
 
 
+def test_checkpoints_of_an_earlier_run_are_named(folder, warnings):
+    make(folder, max_steps=1).train()
+    assert "holds checkpoints of an earlier run up to checkpoint-6" in warnings[0]
+
+
 def test_looking_at_the_loader_keeps_the_statistics(tmp_path):
     trainer = make(tmp_path, save_strategy="no")
     trainer.train()
