@@ -30,7 +30,7 @@ def build_model(
 
     Args:
         backbone: A timm name (``resnet50.tv_in1k``), Hub name (``google/vit-base-patch16-224``), a local folder
-            with a checkpoint, or ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, made from a config.
+            with a checkpoint, or ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, from a config.
         class_names: The K names.
         image_size: Side in pixels; pictures are squashed to a square. ``None`` takes the backbone's own size.
         pretrained: Load weights; otherwise draw them at random.

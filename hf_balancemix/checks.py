@@ -35,6 +35,12 @@ _REFUSED = {
     ),
 }
 
+_DIVERGED = (
+    "The checkpoints already written are kept. If the learning rate is too high (the loss sums over classes), start "
+    "anew with a lower one: a resumed run keeps the old one. Otherwise check these images, or use bf16 instead of "
+    "fp16, then resume with `train(resume_from_checkpoint=True)`."
+)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest known name, or nothing."""
@@ -178,10 +184,23 @@ def check_finite(loss: Any, step: int, index: Any) -> None:
     shown = f"{rows[:16]}{' ...' if len(rows) > 16 else ''}"
     raise FloatingPointError(
         f"Expected a finite loss, found {loss} after {step} optimiser steps, in the batch of training rows {shown}. "
-        "The checkpoints already written are kept. If the learning rate is too high (the loss sums over classes), "
-        "start anew with a lower one: a resumed run keeps the old one. Otherwise check these images, or use bf16 "
-        "instead of fp16, then resume with `train(resume_from_checkpoint=True)`."
+        f"{_DIVERGED}"
     )
+
+
+def check_finite_logits(logits: Any, step: int) -> None:
+    """Stop a run whose model predicts NaN or infinity, before its statistics are built on that.
+
+    Raises:
+        FloatingPointError: Naming the step and the rows.
+    """
+    finite = logits.isfinite().flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        rows = (~finite).nonzero().flatten()
+        raise FloatingPointError(
+            f"Expected finite predictions for all {len(finite)} training images after {step} optimiser steps, found "
+            f"NaN or infinity in {len(rows)}, first in rows {rows[:16].tolist()}. {_DIVERGED}"
+        )
 
 
 def check_resume(
@@ -242,11 +261,12 @@ def check_resume(
     }
 
 
-def check_trainer_inputs(args: Any, processing_class: Any, others: dict[str, Any]) -> None:
+def check_trainer_inputs(args: Any, model: Any, processing_class: Any, others: dict[str, Any]) -> None:
     """Refuse constructor arguments that the trainers cannot honour.
 
     Raises:
         TypeError: Naming the argument and what to pass.
+        ValueError: If a timm model comes with another processor than timm's.
     """
     if not hasattr(args, "relabel_views"):
         raise TypeError(
@@ -257,6 +277,14 @@ def check_trainer_inputs(args: Any, processing_class: Any, others: dict[str, Any
         raise TypeError(
             "Expected an image processor as `processing_class`, found None. Pass the model's own: "
             "`AutoImageProcessor.from_pretrained(...)`."
+        )
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type == "timm_wrapper" and not hasattr(processing_class, "val_transforms"):
+        raise ValueError(
+            f"Expected timm's own image processor with a timm model, found {type(processing_class).__name__}: a saved "
+            "timm model takes its preprocessing from `config.pretrained_cfg` and would ignore yours when it is "
+            "loaded. Pass `AutoImageProcessor.from_pretrained('timm/...')`, or let `hf_balancemix.build.build_model` "
+            "make both."
         )
     reasons = {
         "data_collator": "the trainer reads, augments and collates pairs of images itself",

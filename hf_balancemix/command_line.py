@@ -55,7 +55,7 @@ class RecipeParser:
             usage="%(prog)s [options]",
         )
         self.parser.add_argument("-h", "--help", action="store_true", help="Show our options.", default=None)
-        self.parser.add_argument("--help-all", action="store_true", help="Show the Trainer's options too.", default=None)
+        self.parser.add_argument("--help-all", action="store_true", help="And the Trainer's options.", default=None)
         self.parser.set_defaults(**defaults)
         new = BalanceMixTrainingArguments.__annotations__.keys() - TrainingArguments.__dataclass_fields__.keys()
         own = {*new, *_SHOWN, "help", "help_all"}

@@ -60,7 +60,10 @@ def test_train_save_reload_in_a_new_process_and_pipeline(tmp_path, name):
         logits = model(pixel_values=pixels).logits
     torch.save({"pixels": pixels, "logits": logits}, tmp_path / "data.pt")
     done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(folder), str(tmp_path / "data.pt")], capture_output=True, text=True, check=False
+        [sys.executable, "-c", RELOAD, str(folder), str(tmp_path / "data.pt")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     scores = pipeline("image-classification", model=str(folder), device="cpu")(dataset[2]["image"], top_k=None)
@@ -94,7 +97,7 @@ def test_a_vit_has_one_size_and_timm_builds_another(tmp_path):
     assert model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape == (1, 5)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("resnet5", "resnet50"), ("tresnet_x", "tresnet"), ("qqqq", "list_models")])
+@pytest.mark.parametrize(("name", "hint"), [("resnet5", "resnet50"), ("tresnet_x", "tresnet"), ("qqq", "list_models")])
 def test_unknown_backbone_names_the_nearest(name, hint):
     with pytest.raises(ValueError, match=f"timm model.*{name}.*{hint}"):
         build_model(name, tiny.NAMES)

@@ -18,6 +18,8 @@ from hf_balancemix.data.transforms import ImageTransform
 from hf_balancemix.method import draw, draw_lambda
 
 Item = tuple[tuple[int, ...], int, int]
+# The views of a pair draw from (token, member, view). NumPy pads seeds with zeros, so λ needs a member of its own.
+_LAMBDA_STREAM = 9
 
 
 class PairSampler(Sampler[Item]):
@@ -126,7 +128,7 @@ class PairDataset(Dataset[dict[str, torch.Tensor]]):
         return {
             "pixel_values": pixels.unflatten(0, (batch, members, views)),
             "index": torch.tensor(index).view(batch, members),
-            "mix_lambda": draw_lambda(self.mix_alpha, [token for _, token, _ in items]).float(),
+            "mix_lambda": draw_lambda(self.mix_alpha, [(token, _LAMBDA_STREAM) for _, token, _ in items]).float(),
         }
 
 

@@ -139,7 +139,8 @@ def _randaugment(pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
     out = torch.empty_like(pixels)
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator: lend it a seeded one
         for i, seed in enumerate(seeds):
-            torch.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
+            # Not `torch.manual_seed`, which seeds every device too.
+            torch.default_generator.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
             out[i] = policy(pixels[i])
     return out
 

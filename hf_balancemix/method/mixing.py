@@ -22,7 +22,7 @@ def fold_lambda(mix_lambda: Tensor) -> Tensor:
     return torch.maximum(mix_lambda, 1 - mix_lambda)
 
 
-def draw_lambda(mix_alpha: float, seeds: Sequence[int]) -> Tensor:
+def draw_lambda(mix_alpha: float, seeds: Sequence[int | Sequence[int]]) -> Tensor:
     """Draw one folded coefficient λ ~ Beta(α, α) per pair (Eq. 5).
 
     Each coefficient depends on its own seed alone: a pair is mixed in the same way whatever batch, process or resumed
@@ -31,7 +31,7 @@ def draw_lambda(mix_alpha: float, seeds: Sequence[int]) -> Tensor:
     Args:
         mix_alpha: α ≥ 0. With 0 every λ is 1, the limit of the folded distribution: the minority half then has no
             weight.
-        seeds: B seeds, not negative, one per pair.
+        seeds: B seeds for ``numpy.random.default_rng``, one per pair.
 
     Returns:
         (B,) float64 in [½, 1], on the CPU.

@@ -20,6 +20,7 @@ from hf_balancemix.method import (
     sampling_probability,
     view_confidence,
 )
+from hf_balancemix.training.checkpoints import save_final_state
 from hf_balancemix.training.diagnostics import refresh_diagnostics
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from hf_balancemix.training.refresh import broadcast_statistics, predict_views
@@ -68,7 +69,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
         if non_monotone:
             logger.info(f"{non_monotone} mixtures give a larger posterior to a larger loss (`monotone_posterior`).")
         if final and self.args.should_save and not self.state.is_hyper_param_search:
-            state.save(self.args.output_dir, self.run_facts())
+            save_final_state(state, self.args.output_dir, self.run_facts())
 
     def _update_statistics(self, base: torch.Tensor, views: torch.Tensor | None, refines: bool) -> int:
         """Turn logits (N, V, K) of the pass into the statistics of ``label_state``.

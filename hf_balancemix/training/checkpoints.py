@@ -11,13 +11,16 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from hf_balancemix.label_state import FILE_NAME, LabelState
 
 logger = logging.get_logger(__name__)
 
+# The Trainer's pushes leave out names with an underscore in front: the given labels of the training set stay at home.
+FINAL_STATE = "_label_state"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -125,9 +128,19 @@ def steps_per_epoch(args: TrainingArguments, rows: int, batch_size: int) -> int:
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
 
+def save_final_state(state: LabelState, output_dir: str, run: dict[str, Any]) -> None:
+    """Write the statistics of the final model; a full disk costs these only, not the trained model."""
+    folder = Path(output_dir) / FINAL_STATE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        state.save(folder, run)
+    except (OSError, SafetensorError) as error:
+        logger.warning(f"The final label state could not be written to {folder} ({error}); the model is not affected.")
+
+
 def interrupted(output_dir: str, step: int) -> str:
     """Return what to tell a user who stopped the run."""
-    kept = complete_checkpoints(output_dir)
+    kept = [path for path in complete_checkpoints(output_dir) if int(path.name.split("-")[1]) <= step]
     if not kept:
         return "Interrupted. No checkpoint was written yet; the run starts again from the beginning."
     return (
@@ -146,16 +159,3 @@ def unsaved(folder: Path, error: Exception) -> OSError:
         + "Free some disk space or choose another `output_dir`, then resume with "
         "`train(resume_from_checkpoint=True)`."
     )
-
-
-class Overwritten(TrainerCallback):
-    """Devalues an older run's checkpoint that is about to be overwritten: half old and half new it must not count."""
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Remove the file that vouches for the others, if this step is to be saved."""
-        if args.should_save and control.should_save:
-            Path(args.output_dir, f"checkpoint-{state.global_step}", "trainer_state.json").unlink(missing_ok=True)
-
-    on_epoch_end = on_step_end

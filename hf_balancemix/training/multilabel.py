@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from hf_balancemix import checks
 from hf_balancemix.data.columns import LabelTable, encode_labels, find_image_column, has_label_column
+from hf_balancemix.data.formats import as_stored
 from hf_balancemix.data.noise import noise_of
 from hf_balancemix.data.pairs import EvalDataset, ImageRows, PairDataset, PairSampler, as_batch
 from hf_balancemix.data.transforms import ImageTransform
@@ -25,6 +26,7 @@ from hf_balancemix.losses import weighted_bce
 from hf_balancemix.report import build_compute_metrics
 from hf_balancemix.training import checkpoints
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs
 
 logger = logging.get_logger(__name__)
 
@@ -69,12 +71,14 @@ class MultiLabelTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else BalanceMixTrainingArguments(output_dir="trainer_output")
-        checks.check_trainer_inputs(args, processing_class, kwargs)
+        checks.check_trainer_inputs(args, model, processing_class, kwargs)
         self.transform = ImageTransform(processing_class, args.augmentation)
         self.label_state: LabelState | None = None
         self.clean_labels: torch.Tensor | None = None  # diagnostics only; training never reads it
         self._class_names = checks.own_class_names(model)
         if train_dataset is not None:
+            checks.check_dataset(train_dataset, "training")
+            train_dataset = as_stored(train_dataset)
             self._read_labels(train_dataset, args)
         self._check_eval_sets(eval_dataset, args)
         if compute_metrics is None and self._class_names is not None:
@@ -94,14 +98,17 @@ class MultiLabelTrainer(Trainer):
         self._train_images: ImageRows | None = None
         self._eval_sets: dict[int, tuple[Any, EvalDataset]] = {}
         # After the one that decides when to save, before reporters, which close their files when training ends.
-        self.callback_handler.callbacks[1:1] = [checkpoints.Overwritten(), _Epochs(self)]
+        self.callback_handler.callbacks[1:1] = [Overwritten(), PrepareEpochs(self)]
 
     # ---- reading the data ----
 
     def _read_labels(self, dataset: Any, args: BalanceMixTrainingArguments) -> None:
-        checks.check_dataset(dataset, "training")
         table = self._encode(dataset, args)
         self._class_names = table.class_names
+        if unseen := [
+            name for name, count in zip(table.class_names, table.labels.sum(axis=0), strict=True) if not count
+        ]:
+            logger.warning(f"{len(unseen)} of {len(table.class_names)} classes have no positive: {unseen[:5]}.")
         self.label_state = LabelState(torch.from_numpy(table.labels), table.class_names)
         if "clean_labels" in dataset.column_names:
             clean = encode_labels(dataset, "clean_labels", table.class_names)
@@ -127,7 +134,7 @@ class MultiLabelTrainer(Trainer):
         for name, dataset in sets.items():
             if dataset is not None:
                 checks.check_dataset(dataset, name)
-                self._class_names = self._encode(dataset, args).class_names
+                self._class_names = self._encode(as_stored(dataset), args).class_names
 
     def _name_classes(self) -> None:
         """Write class names and problem type into the model's configuration: every loader and pipeline reads them."""
@@ -192,11 +199,11 @@ class MultiLabelTrainer(Trainer):
         key = id(dataset)
         if key not in self._eval_sets:
             checks.check_dataset(dataset, "evaluation")
-            labels = None
-            if labelled or has_label_column(dataset, self.args.label_column):
-                labels = torch.from_numpy(self._encode(dataset, self.args).labels)
+            stored, labels = as_stored(dataset), None
+            if labelled or has_label_column(stored, self.args.label_column):
+                labels = torch.from_numpy(self._encode(stored, self.args).labels)
             # The data set is kept beside its reader, so that no other object gets its id.
-            self._eval_sets[key] = (dataset, EvalDataset(self._image_rows(dataset), self.transform, labels))
+            self._eval_sets[key] = (dataset, EvalDataset(self._image_rows(stored), self.transform, labels))
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return self._get_dataloader(
@@ -242,7 +249,8 @@ class MultiLabelTrainer(Trainer):
         """Copy the model's buffers from the first process to the others, as DDP does before its next training step."""
         if self.args.world_size > 1:
             for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+                if buffer.device == self.args.device:  # a model that is only evaluated may not have been moved yet
+                    torch.distributed.broadcast(buffer, src=0)
 
     def prepare_epoch(self, epoch: int, final: bool = False) -> None:
         """Prepare the statistics of an epoch; plain training has none. Idempotent."""
@@ -328,20 +336,3 @@ class MultiLabelTrainer(Trainer):
         """Return the label state of a checkpoint and how its run differs; refuse what cannot be gone on with."""
         saved, saved_run = LabelState.load(checkpoint)
         return saved, checks.check_resume(saved, self.label_state, saved_run, self.run_facts(), checkpoint)
-
-
-class _Epochs(TrainerCallback):
-    """Prepares each epoch before its loader is read, and the statistics of the final model at the end."""
-
-    def __init__(self, trainer: MultiLabelTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.prepare_epoch(int(state.epoch or 0))
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.prepare_epoch(int(-(-(state.epoch or 0) // 1)), final=True)

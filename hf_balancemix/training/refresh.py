@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from hf_balancemix.checks import check_finite_logits
 from hf_balancemix.data.pairs import ViewDataset, as_batch
 from hf_balancemix.label_state import STATISTICS, LabelState
 
@@ -27,6 +28,9 @@ def predict_views(trainer: Any, clean: bool, augmented: int, epoch: int) -> torc
 
     Returns:
         (N, clean + augmented, K) float32 logits on the CPU, the same on every process.
+
+    Raises:
+        FloatingPointError: If a logit is NaN or infinite, naming the rows.
     """
     args, model = trainer.args, trainer.model
     images, rank, world = trainer._train_images, args.process_index, args.world_size
@@ -54,12 +58,14 @@ def predict_views(trainer: Any, clean: bool, augmented: int, epoch: int) -> torc
             chunks.append(logits.float().unflatten(0, pixels.shape[:2]))
     finally:
         model.train(training)
-    own = torch.cat(chunks)
-    if world == 1:
-        return own.cpu()
-    # Rank r holds rows r, r + P, r + 2P, …: put them back in order and drop the padding.
-    gathered = trainer.accelerator.gather(own.contiguous()).cpu().unflatten(0, (world, -1))
-    return gathered.transpose(0, 1).flatten(0, 1)[: len(images)]
+    logits = torch.cat(chunks)
+    if world > 1:
+        # Rank r holds rows r, r + P, r + 2P, …: put them back in order and drop the padding.
+        gathered = trainer.accelerator.gather(logits.contiguous()).unflatten(0, (world, -1))
+        logits = gathered.transpose(0, 1).flatten(0, 1)[: len(images)]
+    logits = logits.cpu()
+    check_finite_logits(logits, trainer.state.global_step)  # on every rank alike: none is left waiting
+    return logits
 
 
 def broadcast_statistics(state: LabelState, args: Any) -> None:

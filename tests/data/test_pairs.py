@@ -73,7 +73,7 @@ def test_a_pair_does_not_depend_on_how_it_is_batched(images, augmentation):
             single = dataset.__getitems__([items[i]])
             for name, value in single.items():
                 assert torch.equal(value[0], whole[name][i]), name
-    expected = draw_lambda(4.0, [token for _, token, _ in items]).float()
+    expected = draw_lambda(4.0, [(token, 9) for _, token, _ in items]).float()
     assert torch.equal(whole["mix_lambda"], expected)
     assert whole["index"].tolist() == [list(members) for members, _, _ in items]
     two_views = whole["pixel_values"].flatten(0, 1)

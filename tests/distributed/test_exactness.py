@@ -44,9 +44,7 @@ def test_the_stock_trainer_is_wrong(tmp_path, batch, accumulation, world, factor
     for name, (b, a, w) in {"right": (16, 1, 1), "wrong": (batch, accumulation, world)}.items():
         options = {"per_device_train_batch_size": b, "gradient_accumulation_steps": a}
         norms += [run({**job, "output_dir": str(tmp_path / name), "world_size": w, "options": options})[0]["norm"]]
-    print(
-        f"stock Trainer, {batch} x {accumulation} on {world}: gradient norm {norms[1] / norms[0]:.4f} times the right one"
-    )
+    print(f"stock Trainer, {batch} x {accumulation} on {world}: {norms[1] / norms[0]:.4f} times the right norm")
     assert norms[1] == pytest.approx(factor * norms[0], rel=1e-3)
 
 

@@ -72,7 +72,17 @@ def test_results_snippet_and_resume(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_and_resume_give_the_run_that_was_left_alone(tmp_path):
-    options = ["--method", "balancemix", "--num_train_epochs", "6", "--warmup_epochs", "2", "--use_cpu", "--save_steps", "5"]
+    options = [
+        "--method",
+        "balancemix",
+        "--num_train_epochs",
+        "6",
+        "--warmup_epochs",
+        "2",
+        "--use_cpu",
+        "--save_steps",
+        "5",
+    ]
     run(*options, "--output_dir", str(tmp_path / "alone"))
     broken = tmp_path / "broken"
     process = subprocess.Popen(

@@ -13,6 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
 from hf_balancemix.label_state import FILE_NAME, LabelState
 from hf_balancemix.training import balancemix
+from hf_balancemix.training.checkpoints import FINAL_STATE
 from tests import tiny
 
 ROWS, STEPS = 24, 3  # three steps of eight per epoch
@@ -236,11 +237,11 @@ def test_state_files(tmp_path, views):
         assert (state.posterior is not None) == (epoch >= 1)
         assert (state.confidence is not None) == (epoch >= 1 and views != "step")
         assert run["relabel_views"] == views
-    state, _ = LabelState.load(tmp_path)
+    state, _ = LabelState.load(tmp_path / FINAL_STATE)
     assert state.prepared_epoch == 3
     assert state.digest() == trainer.label_state.digest()
     assert state.confidence.shape == state.posterior.shape == state.probs.shape == (ROWS, 5)
-    assert (tmp_path / FILE_NAME).is_file()
+    assert (tmp_path / FINAL_STATE / FILE_NAME).is_file()
 
 
 @pytest.mark.parametrize(
