@@ -72,7 +72,7 @@ def test_accelerate_keeps_a_sampler_that_is_no_random_sampler(tmp_path):
 
 
 def test_the_stock_trainer_cannot_reload_a_vit(tmp_path):
-    """Why `checkpoints.load_weights` exists: the file's names are not the model's. Equal: upstream has mended it, drop ours."""
+    """Why `checkpoints.load_weights` exists: the file's names are not the model's. Equal: mended upstream."""
     model = tiny.tiny_vit()
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:

@@ -14,7 +14,12 @@ from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
 from hf_balancemix.data.noise import NoiseSpec, inject_noise
 from hf_balancemix.label_state import FILE_NAME, LabelState
 from hf_balancemix.training import balancemix, multilabel
-from hf_balancemix.training.checkpoints import complete_checkpoints, last_complete_checkpoint, missing_parts
+from hf_balancemix.training.checkpoints import (
+    FINAL_STATE,
+    complete_checkpoints,
+    last_complete_checkpoint,
+    missing_parts,
+)
 from tests import tiny
 
 ROWS, STEPS = 24, 3  # three steps of eight per epoch
@@ -431,9 +436,9 @@ def test_ctrl_c_in_the_refresh(tmp_path, finished, warnings, monkeypatch):
 
 
 def test_resuming_a_finished_run_changes_nothing(folder, finished):
-    state = LabelState.load(folder)[0].digest()
+    state = LabelState.load(folder / FINAL_STATE)[0].digest()
     resumes_exactly(folder, finished)
-    assert LabelState.load(folder)[0].digest() == state
+    assert LabelState.load(folder / FINAL_STATE)[0].digest() == state
 
 
 def test_checkpoints_of_an_earlier_run_are_named(folder, warnings):

@@ -1,0 +1,68 @@
+"""What the README says can be run: its ten lines, its options, its file names."""
+
+import re
+import subprocess
+
+import datasets
+from datasets import load_dataset  # noqa: F401 - the README's code imports it
+
+from hf_balancemix import BalanceMixTrainingArguments
+from hf_balancemix.training.methods import METHODS
+from tests import tiny
+from tests.distributed.launch import ROOT, environment
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def code_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_ten_lines_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.tiny_resnet(2).save_pretrained("backbone")
+    tiny.processor().save_pretrained("backbone")
+    rows = tiny.tiny_dataset(40)
+    names = rows.features["labels"].feature
+    pictures = rows.cast_column("image", datasets.Image(decode=True))
+    for split, part in (("train", range(24)), ("test", range(24, 40))):
+        folder = tmp_path / "my_pictures" / split
+        folder.mkdir(parents=True)
+        lines = []
+        for i in part:
+            pictures[i]["image"].save(folder / f"{i}.png")
+            labels = ", ".join(f'"{names.int2str(k)}"' for k in rows[i]["labels"])
+            lines.append(f'{{"file_name": "{i}.png", "labels": [{labels}]}}')
+        (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    lines, noise = code_blocks("python")
+    assert len([line for line in lines.splitlines() if line]) <= 12
+    lines = lines.replace("microsoft/resnet-50", str(tmp_path / "backbone")).replace("=12", f"={len(tiny.NAMES)}")
+    lines = lines.replace("num_train_epochs=40, warmup_epochs=8", "num_train_epochs=2, warmup_epochs=1, use_cpu=True")
+    lines = lines.replace('"out"', '"out", report_to="none"')
+    scope = {}
+    exec(compile(lines, "README", "exec"), scope)
+    assert (tmp_path / "my_model" / "model.safetensors").is_file()
+    assert scope["trainer"].state.global_step == 6
+    assert scope["trainer"].state.log_history[-1]["epoch"] == 2
+    exec(compile(noise, "README", "exec"), scope)
+    assert sum(map(sum, scope["noisy"]["noise_mask"])) > 0
+
+
+def test_options_methods_and_files_exist():
+    fields = BalanceMixTrainingArguments.__dataclass_fields__
+    for name in re.findall(r"`(\w+)=", README):
+        assert name in fields or name in ("resume_from_checkpoint",), name
+    table = next(line for line in README.splitlines() if line.startswith("| Mixup, ablation"))
+    for name in re.findall(r"`(?:--method )?(\w+)`", table):
+        assert name in METHODS, name
+    for path in re.findall(r"`((?:method|training|data)/\w+\.py|losses|metrics\.py)`", README):
+        assert (ROOT / "hf_balancemix" / path.removesuffix(".py")).with_suffix(".py").is_file(), path
+
+
+def test_ci_runs_what_the_readme_says():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'pip install -e ".[test]"' in README
+    assert '-e ".[test]"' in ci
+    assert "python -m pytest" in README
+    assert "python -m pytest" in ci
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True, env=environment())
