@@ -35,6 +35,8 @@ from hf_balancemix.training.checkpoints import complete_checkpoints
 from hf_balancemix.training.methods import METHODS
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "hf-balancemix")
+# Smaller sets are mapped in less time than a bar takes to read.
+_BAR_FROM = 10_000
 # What must be the same for a finished run to be kept on --resume, beside the method's own options.
 _TRAINING_SETTINGS = ("num_train_epochs", "max_steps", "learning_rate", "optim", "weight_decay", "lr_scheduler_type")
 
@@ -106,9 +108,9 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
             )
         runs = json.loads(results_file.read_text(encoding="utf-8"))["runs"]
     disable_shard_bars()  # a bar per checkpoint would tear the epoch's bar
-    if not main_process:
-        disable_map_bars()
     splits = recipe.load()
+    if not main_process or len(splits["train"]) < _BAR_FROM:
+        disable_map_bars()
     for seed in range(args.seed, args.seed + options.seeds):
         for method in methods:
             label = f"{method}, seed {seed}"
@@ -235,7 +237,7 @@ def _report(
                 f"precision {last['label_precision']:.1%} and recall {last['label_recall']:.1%}"
                 + (
                     f"; {last['relabelled']:.1%} re-labelled, {last['relabel_accuracy']:.1%} of them correct"
-                    if "relabelled" in last
+                    if last.get("relabelled")
                     else ""
                 )
             )

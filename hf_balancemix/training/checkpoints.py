@@ -115,7 +115,7 @@ def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
     """Load weights as ``from_pretrained`` does, all of them or none.
 
     The stock Trainer (5.23) loads the file's tensors by name and passes over those it does not know. But
-    ``save_pretrained`` writes many models (ViT, DeiT, …) under older names than the model uses, so a resumed or best
+    ``save_pretrained`` writes many models (ViT, Swin, …) under older names than the model uses, so a resumed or best
     ViT silently keeps its random or last weights. ``test_canaries.py`` says when that has changed.
     """
     model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict(), strict=True)

@@ -249,7 +249,8 @@ class MultiLabelTrainer(Trainer):
         """Copy the model's buffers from the first process to the others, as DDP does before its next training step."""
         if self.args.world_size > 1:
             for buffer in self.model.buffers():
-                if buffer.device == self.args.device:  # a model that is only evaluated may not have been moved yet
+                # A model that is only evaluated may not have been moved yet.
+                if buffer.device.type == self.args.device.type:
                     torch.distributed.broadcast(buffer, src=0)
 
     def prepare_epoch(self, epoch: int, final: bool = False) -> None:
