@@ -21,6 +21,8 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 SMALL_RESNET = "small_resnet"
+# The whole picture, squashed to a square, as timm writes it.
+_SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
 
 
 def build_model(
@@ -30,7 +32,8 @@ def build_model(
 
     Args:
         backbone: A timm name (``resnet50.tv_in1k``), Hub name (``google/vit-base-patch16-224``), a local folder
-            with a checkpoint, or ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, from a config.
+            with a checkpoint, or ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, from a config
+            and always drawn at random.
         class_names: The K names.
         image_size: Side in pixels; pictures are squashed to a square. ``None`` takes the backbone's own size.
         pretrained: Load weights; otherwise draw them at random.
@@ -39,8 +42,14 @@ def build_model(
         The model and an image processor, both of which ``save_pretrained`` writes for the Auto classes.
 
     Raises:
-        ValueError: If the backbone is unknown (the message names the nearest ones) or its size is fixed.
+        ValueError: If the backbone is unknown (the message names the nearest ones) or cannot be loaded, if its size is
+            fixed, or if ``image_size`` is no number of pixels.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(
+            f"Expected `image_size` of at least 1 pixel, found {image_size}. Leave it unset for the backbone's own "
+            "size."
+        )
     labels: dict[str, Any] = {
         "num_labels": len(class_names),
         "id2label": dict(enumerate(class_names)),
@@ -57,9 +66,30 @@ def build_model(
             **labels,
         )
         return AutoModelForImageClassification.from_config(config), _processor(image_size or 32, [0.5] * 3, [0.5] * 3)
-    if Path(backbone).is_dir() or "/" in backbone:
+    if backbone and (Path(backbone).is_dir() or "/" in backbone):
+        _check_folder(backbone)
         return _from_hub(backbone, labels, image_size, pretrained)
     return _from_timm(backbone, labels, image_size, pretrained)
+
+
+def _check_folder(name: str) -> None:
+    """Refuse a folder without a checkpoint, and what can only be meant as a folder but is none."""
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(
+                "Expected a checkpoint folder as backbone, as `save_pretrained` or `save_model` writes it, found "
+                f"no config.json in {name}."
+            )
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"Expected a checkpoint folder as backbone, found no folder {name}. Check the path.")
+
+
+def _unloadable(name: str, error: Exception) -> ValueError:
+    reason = str(error).strip().split("\n")[0]
+    return ValueError(
+        f"Expected a backbone that can be loaded, found that {name!r} cannot ({reason}). Check the name and the "
+        "connection to the Hub, or draw a timm model's weights at random with `pretrained=False`."
+    )
 
 
 def _processor(size: int, mean: Sequence[float], std: Sequence[float]) -> ViTImageProcessor:
@@ -77,18 +107,35 @@ def _from_timm(name: str, labels: dict[str, Any], image_size: int | None, pretra
             f"Expected a timm model, a Hub name with a slash or a checkpoint folder as backbone, found {name!r}"
             + (f" (did you mean {', '.join(near)}?)." if near else ". `timm.list_models()` lists the names.")
         )
-    own = timm.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
+    tags = timm.list_models(f"{architecture}.*", pretrained=True)
+    try:
+        own_cfg: Any = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # an unknown tag behind the dot
+        raise ValueError(
+            f"Expected a timm model with one of its pretrained tags as backbone, found {name!r}. "
+            f"There are: {', '.join(tags) or 'none'}."
+        ) from error
+    if pretrained and not own_cfg.tag:
+        raise ValueError(
+            f"Expected a timm model with pretrained weights as backbone, found {name!r}, which has none. Use "
+            "`pretrained=False`, or choose another one."
+        )
+    own = own_cfg.to_dict()
     size = image_size or own["input_size"][-1]
     # transformers reads the preprocessing of a saved timm model from this entry of its config.json and from nowhere
     # else, so it must say what training does: squash to a square.
-    cfg = {**own, "input_size": (3, size, size), "crop_pct": 1.0, "crop_mode": "squash"}
+    cfg = {**own, "input_size": (3, size, size), **_SQUASH}
     # Only some architectures are built for one size; the others take any.
     sized = size != own["input_size"][-1] and "img_size" in _parameters(architecture)
     model_args = {"img_size": size} if sized else {}
     if pretrained:
-        model = AutoModelForImageClassification.from_pretrained(
-            f"timm/{name}", ignore_mismatched_sizes=True, model_args=model_args, **labels
-        )
+        hub_name = f"timm/{architecture}.{own_cfg.tag}"
+        try:
+            model = AutoModelForImageClassification.from_pretrained(
+                hub_name, ignore_mismatched_sizes=True, model_args=model_args, **labels
+            )
+        except OSError as error:
+            raise _unloadable(hub_name, error) from error
         model.config.pretrained_cfg = cfg
     else:
         config: Any = TimmWrapperConfig(  # type: ignore[call-arg]
@@ -106,12 +153,18 @@ def _parameters(architecture: str) -> set[str]:
 
 
 def _from_hub(name: str, labels: dict[str, Any], image_size: int | None, pretrained: bool) -> tuple[Any, Any]:
-    processor = AutoImageProcessor.from_pretrained(name)
-    if pretrained:
-        model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=True, **labels)
-    else:
-        model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, **labels))
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+        if pretrained:
+            model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=True, **labels)
+        else:
+            model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, **labels))
+    except OSError as error:
+        raise _unloadable(name, error) from error
     fixed = getattr(model.config, "image_size", None)
+    is_timm = model.config.model_type == "timm_wrapper"
+    if is_timm and "img_size" in _parameters(model.config.architecture.split(".")[0]):
+        fixed = model.config.pretrained_cfg["input_size"][-1]
     if image_size and isinstance(fixed, int) and fixed != image_size:
         raise ValueError(
             f"Expected `image_size={fixed}`, the only size that {name} takes, found {image_size}. Leave `image_size` "
@@ -119,6 +172,8 @@ def _from_hub(name: str, labels: dict[str, Any], image_size: int | None, pretrai
         )
     if image_size is None:
         return model, processor
-    cfg = getattr(processor, "data_config", None)
-    mean, std = (cfg["mean"], cfg["std"]) if cfg else (processor.image_mean, processor.image_std)
-    return model, _processor(image_size, mean, std)
+    if is_timm:
+        cfg = {**model.config.pretrained_cfg, "input_size": (3, image_size, image_size), **_SQUASH}
+        model.config.pretrained_cfg = cfg
+        return model, TimmWrapperImageProcessor(cfg, architecture=model.config.architecture)
+    return model, _processor(image_size, processor.image_mean, processor.image_std)

@@ -68,7 +68,8 @@ class RecipeParser:
         """Return one instance per dataclass; print the help and leave if asked to.
 
         Raises:
-            ValueError: For an option that does not exist; the message names the nearest one.
+            ValueError: For an option that does not exist (the message names the nearest one), a word that belongs to
+                no option, and for values that the dataclasses refuse.
         """
         if "--help-all" in argv or "--help" in argv or "-h" in argv:
             if "--help-all" not in argv:
@@ -82,8 +83,17 @@ class RecipeParser:
             name = word.split("=")[0]
             if name.startswith("--") and name not in known:
                 raise ValueError(f"Unknown option {name}{nearest(name, known)}. --help lists the options.")
-        parsed: tuple[Any, ...] = self.parser.parse_args_into_dataclasses(argv)
-        return parsed[: len(self.types)]
+        try:
+            *parsed, rest = self.parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        except (ValueError, TypeError, ImportError) as error:  # raised by the Trainer's own checks of its options
+            raise ValueError(str(error)) from error
+        if rest:
+            near = nearest(f"-{rest[0]}", known) if rest[0].startswith("-") else ""
+            raise ValueError(
+                f"Expected only options with two dashes and their values, found {shlex.join(rest)}{near}. --help "
+                "lists the options."
+            )
+        return tuple(parsed[: len(self.types)])
 
 
 def run_with_clear_errors(job: Callable[[], None]) -> None:

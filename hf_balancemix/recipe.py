@@ -19,7 +19,7 @@ from accelerate import PartialState
 from datasets import DatasetDict
 from datasets import disable_progress_bars as disable_map_bars
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import IntervalStrategy, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar as disable_shard_bars
 
 from hf_balancemix.build import build_model
@@ -31,6 +31,7 @@ from hf_balancemix.report import multilabel_report
 from hf_balancemix.reports.plots import plot_map_over_epochs
 from hf_balancemix.reports.tables import method_table, text_table
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.checkpoints import complete_checkpoints
 from hf_balancemix.training.methods import METHODS
 
@@ -96,7 +97,10 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
     parser = RecipeParser([RecipeArguments, BalanceMixTrainingArguments], defaults, recipe.description)
     options, args = parser.parse(argv)
     methods = [options.method] if options.method else options.methods
+    given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+    _check_options(options, args, methods, given)
     output_dir = Path(str(args.output_dir))
+    _check_writable(output_dir)
     main_process = PartialState().is_main_process
     results_file = output_dir / "results.json"
     runs: list[dict[str, Any]] = []
@@ -124,6 +128,60 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
                 _write_json(results_file, {"runs": runs})
     if main_process:
         _report(recipe, options, runs, output_dir, splits)
+
+
+def _check_options(
+    options: RecipeArguments, args: BalanceMixTrainingArguments, methods: Sequence[str], given: set[str]
+) -> None:
+    """Refuse what would fail after minutes of training, or give results under a wrong name.
+
+    Raises:
+        ValueError: Naming the option, its value and the remedy.
+    """
+    if {"method", "methods"} <= given:
+        raise ValueError("Expected --method or --methods, found both. Leave one out.")
+    if len(set(methods)) < len(methods):
+        raise ValueError(
+            f"Expected each method once in --methods, found {' '.join(methods)}. For repeats use --seeds."
+        )
+    positive = ["learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size"]
+    positive += ["gradient_accumulation_steps"] + ["num_train_epochs"] * (args.max_steps <= 0)
+    for name, value in {"seeds": options.seeds, **{name: getattr(args, name) for name in positive}}.items():
+        if not value > 0:
+            raise ValueError(f"Expected --{name} above 0, found {value}.")
+    if args.seed < 0 or args.seed + options.seeds > 2**32:
+        raise ValueError(f"Expected --seed from 0 to 2**32 - 1, found {args.seed} (and --seeds {options.seeds}).")
+    if args.eval_strategy != "epoch":
+        raise ValueError(
+            f"Expected --eval_strategy epoch, found {IntervalStrategy(args.eval_strategy).value}: results.json holds "
+            "the mAP of every epoch. Leave it unset."
+        )
+    for method in methods:
+        for name, value in METHODS[method].options.items():
+            if name in given and getattr(args, name) != value:
+                raise ValueError(
+                    f"Expected --{name} {value} with method {method}, which is defined by it, found "
+                    f"{getattr(args, name)}. Leave it out, or choose another method."
+                )
+        refinement = METHODS[method].options.get("refinement", args.refinement)
+        refines = METHODS[method].trainer is BalanceMixTrainer and refinement != "none"
+        if refines and args.max_steps <= 0 and args.warmup_epochs >= args.num_train_epochs:
+            raise ValueError(
+                f"Expected --warmup_epochs below the {args.num_train_epochs:g} of --num_train_epochs, found "
+                f"{args.warmup_epochs}: {method} would never refine a label. A fifth to a quarter is a fair start."
+            )
+
+
+def _check_writable(output_dir: Path) -> None:
+    """Refuse an output folder that cannot be made or written to, before anything is trained."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(output_dir, os.W_OK):
+            raise PermissionError("it is read-only")
+    except OSError as error:
+        raise ValueError(
+            f"Expected an --output_dir that can be written to, found {output_dir} ({error}). Choose another one."
+        ) from error
 
 
 def _plan(options: RecipeArguments, args: BalanceMixTrainingArguments, method: str, seed: int) -> dict[str, Any]:

@@ -101,3 +101,50 @@ def test_a_vit_has_one_size_and_timm_builds_another(tmp_path):
 def test_unknown_backbone_names_the_nearest(name, hint):
     with pytest.raises(ValueError, match=f"timm model.*{name}.*{hint}"):
         build_model(name, tiny.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18.a9_in1k", r"pretrained tags.*found 'resnet18\.a9_in1k'\. There are: resnet18\.a1_in1k, "),
+        ("", r"found ''"),
+        ("./nothing", r"no folder \./nothing"),
+        ("a/b/c", "no folder a/b/c"),
+        ("{folder}", r"no config\.json"),
+    ],
+)
+def test_a_backbone_that_is_not_there(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(name.format(folder=tmp_path), tiny.NAMES)
+
+
+def test_a_backbone_that_does_not_load_is_one_clear_error(tmp_path, monkeypatch):
+    tiny.tiny_vit().save_pretrained(tmp_path)  # no preprocessor_config.json
+    with pytest.raises(ValueError, match="can be loaded, found that .*image processor"):
+        build_model(str(tmp_path), tiny.NAMES)
+
+    def offline(name, **kwargs):
+        raise OSError(f"no way to {name}\nand more")
+
+    monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", offline)
+    # A timm name without a tag stands for timm's default weights; the Hub knows only names with a tag.
+    with pytest.raises(ValueError, match=r"no way to timm/resnet18\.a1_in1k\).*connection"):
+        build_model("resnet18", tiny.NAMES)
+
+
+@pytest.mark.parametrize("image_size", [0, -4])
+def test_an_impossible_image_size(image_size):
+    with pytest.raises(ValueError, match=f"at least 1 pixel, found {image_size}.*unset"):
+        build_model("small_resnet", tiny.NAMES, image_size)
+
+
+def test_a_saved_timm_model_takes_another_size_if_its_architecture_does(tmp_path):
+    for name, folder in (("resnet18", tmp_path / "resnet"), ("vit_tiny_patch16_224", tmp_path / "vit")):
+        build_model(name, tiny.NAMES, 64, pretrained=False)[0].save_pretrained(folder)
+    model, processor = build_model(str(tmp_path / "resnet"), tiny.NAMES, 32)
+    assert processor.data_config["input_size"] == (3, 32, 32) == tuple(model.config.pretrained_cfg["input_size"])
+    BalanceMixTrainer(
+        model, tiny.arguments(tmp_path), train_dataset=tiny.tiny_dataset(8), processing_class=processor
+    )  # not refused
+    with pytest.raises(ValueError, match=r"image_size=64.*found 32"):
+        build_model(str(tmp_path / "vit"), tiny.NAMES, 32)

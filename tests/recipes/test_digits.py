@@ -140,6 +140,21 @@ def test_help_is_short_and_ours_first():
         (["--noise", "mislabel", "--noise_rate", "1.4"], "rate from 0 to 1.*1.4"),
         (["--backbone", "resnet5"], "resnet5.*did you mean"),
         (["--relabel_threshold", "0.4"], "relabel_threshold.*between 0.5 and 1.*0.4"),
+        (["-noise", "flip"], "two dashes.*-noise flip.*did you mean '--noise'"),
+        (["flip"], "two dashes.*found flip"),
+        (["--backbone", "./no/such"], "checkpoint folder.*no folder ./no/such"),
+        (["--seeds", "0"], "seeds above 0, found 0"),
+        (["--seed", "-1"], "seed from 0.*found -1"),
+        (["--num_train_epochs", "0"], "num_train_epochs above 0"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size above 0"),
+        (["--learning_rate", "-1"], "learning_rate above 0"),
+        (["--image_size", "0"], "image_size.*at least 1 pixel, found 0"),
+        (["--eval_strategy", "no"], "eval_strategy epoch, found no"),
+        (["--methods", "bce", "bce"], "once in --methods, found bce bce"),
+        (["--method", "bce", "--methods", "mixup"], "--method or --methods"),
+        (["--num-train-epochs", "20"], "warmup_epochs below the 20.*found 30: balancemix"),
+        (["--methods", "bce", "mixup", "--refinement", "full"], "refinement none with method mixup.*found full"),
+        (["--load_best_model_at_end", "True"], "Save strategy"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, options, message):
@@ -147,10 +162,35 @@ def test_a_mistake_is_one_line(tmp_path, capsys, options, message):
         main(RECIPE, [*options, "--output_dir", str(tmp_path / "x"), "--use_cpu"])
     assert stopped.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [line.startswith("error:") for line in lines if line.strip()][-1]
+    start = next(i for i, line in enumerate(lines) if line.startswith("error:"))
     assert sum(line.startswith("error:") for line in lines) == 1
-    assert re.search(message, lines[-1])
+    assert re.search(message, " ".join(lines[start:]))
     assert not (tmp_path / "x" / "results.json").exists()
+
+
+def test_what_the_options_allow_is_not_refused(tmp_path, monkeypatch):
+    """Warm-up counts only for methods that refine, and not against `max_steps`."""
+    monkeypatch.setattr("hf_balancemix.recipe._run", lambda recipe, splits, options, plan, label: plan["settings"])
+    monkeypatch.setattr("hf_balancemix.recipe._report", lambda *args: None)
+    for i, options in enumerate(
+        (
+            ["--method", "mixup", "--num_train_epochs", "2"],
+            ["--method", "mixup", "--num_train_epochs", "2", "--refinement", "none"],
+            ["--method", "balancemix", "--num_train_epochs", "2", "--max_steps", "9"],
+            ["--method", "balancemix", "--num_train_epochs", "2", "--refinement", "none"],
+        )
+    ):
+        main(RECIPE, [*options, "--output_dir", str(tmp_path / str(i)), "--use_cpu"])
+        assert len(results(tmp_path / str(i))) == 1
+
+
+def test_an_output_dir_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit) as stopped:
+            main(RECIPE, ["--output_dir", str(folder), "--use_cpu"])
+        assert stopped.value.code == 2
+        assert re.match(r"error: Expected an --output_dir that can be written to.*file", capsys.readouterr().err)
 
 
 def test_an_unknown_choice_names_the_choices(tmp_path, capsys):

@@ -29,7 +29,7 @@ def make(folder, cls=BalanceMixTrainer, model=None, train=TRAIN, **changes):
     }
     if "model_init" not in inputs:
         inputs["model"] = model if model is not None else tiny.tiny_vit()
-    args = tiny.arguments(folder, **{"learning_rate": 0.01, **changes})
+    args = tiny.arguments(folder, **{"learning_rate": 0.01, "relabel_views": "epoch", **changes})
     trainer = cls(args=args, train_dataset=train, processing_class=tiny.processor(), **inputs)
     trainer.remove_callback(PrinterCallback)
     return trainer
