@@ -66,6 +66,8 @@ def build_model(
             **labels,
         )
         return AutoModelForImageClassification.from_config(config), _processor(image_size or 32, [0.5] * 3, [0.5] * 3)
+    if backbone.startswith("timm/") and not Path(backbone).is_dir():
+        backbone = backbone.removeprefix("timm/")  # the Hub's name for it: built alike
     if backbone and (Path(backbone).is_dir() or "/" in backbone):
         _check_folder(backbone)
         return _from_hub(backbone, labels, image_size, pretrained)
@@ -127,8 +129,8 @@ def _from_timm(name: str, labels: dict[str, Any], image_size: int | None, pretra
     cfg = {**own, "input_size": (3, size, size), **_SQUASH}
     # Only some architectures are built for one size; the others take any.
     sized = size != own["input_size"][-1] and "img_size" in _parameters(architecture)
-    model_args = {"img_size": size} if sized else {}
-    if pretrained:
+    model_args: dict[str, Any] = {"img_size": size} if sized else {}
+    if pretrained and not sized:
         hub_name = f"timm/{architecture}.{own_cfg.tag}"
         try:
             model = AutoModelForImageClassification.from_pretrained(
@@ -142,6 +144,12 @@ def _from_timm(name: str, labels: dict[str, Any], image_size: int | None, pretra
             architecture=name, pretrained_cfg=cfg, model_args=model_args, **labels
         )
         model = AutoModelForImageClassification.from_config(config)
+        if pretrained:  # only timm itself resamples position embeddings to another size
+            try:
+                resampled = timm.create_model(name, pretrained=True, num_classes=labels["num_labels"], **model_args)
+            except (OSError, RuntimeError) as error:
+                raise _unloadable(name, error) from error
+            model.timm_model.load_state_dict(resampled.state_dict())
     return model, TimmWrapperImageProcessor(cfg, architecture=name)
 
 

@@ -59,6 +59,22 @@ def check_trainer_arguments(args: Any) -> None:
             "Expected `remove_unused_columns=False`, found True: the trainer reads the image and label columns "
             "itself, and removing columns that the model does not name would remove both. Leave it unset."
         )
+    if args.label_names not in (None, ["labels"]):
+        raise ValueError(
+            f"Expected `label_names` unset, found {args.label_names!r}: the trainer makes the batches and calls their "
+            "labels `labels`. The data set's own column is `label_column`."
+        )
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"Expected `seed` from 0 to 2**32 - 1, found {args.seed}: NumPy takes no other.")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"Expected `{name}` of at least 1, found {getattr(args, name)}.")
+    config = args.accelerator_config
+    if config.get("split_batches") if isinstance(config, dict) else getattr(config, "split_batches", False):
+        raise ValueError(
+            "Expected `accelerator_config` without `split_batches`, found it on: the batch size is per process, and "
+            "the position in an epoch is counted in such batches. Divide `per_device_train_batch_size` instead."
+        )
     for name, (expected, reason) in _REFUSED.items():
         value = getattr(args, name)
         if getattr(value, "value", value) != expected:
@@ -81,6 +97,11 @@ def check_method_arguments(args: Any) -> None:
     _in_range("mix_alpha", args.mix_alpha, 0.0, math.inf, "it is the parameter of Beta(α, α); 0 switches mixing off")
     _in_range("warmup_epochs", args.warmup_epochs, 0, math.inf, "it counts the epochs before refinement starts")
     _in_range("min_fit", args.min_fit, 2, math.inf, "a mixture of two components needs at least two losses")
+    if args.relabel_bn == "train" and args.relabel_views != "step":
+        raise ValueError(
+            f"Expected `relabel_views='step'` with `relabel_bn='train'`, found {args.relabel_views!r}: only that "
+            "schedule predicts views inside the training step; the pass once per epoch is always in eval mode."
+        )
     if not 0 <= args.medium_shot_from <= args.many_shot_from:
         raise ValueError(
             "Expected 0 <= `medium_shot_from` <= `many_shot_from`, found "
@@ -101,6 +122,8 @@ _CHOSEN = (
 
 
 def _in_range(name: str, value: float, low: float, high: float, reason: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"Expected a number as `{name}`, found {value!r}: {reason}.")
     if not (low <= value <= high) or (math.isinf(value) and high == math.inf):
         span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
         raise ValueError(f"Expected `{name}` {span}, found {value!r}: {reason}.")

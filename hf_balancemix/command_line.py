@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -104,8 +103,7 @@ def run_with_clear_errors(job: Callable[[], None]) -> None:
     try:
         job()
     except KeyboardInterrupt:
-        words = [word for word in sys.argv if word != "--resume"]
-        print(f"\nInterrupted. To go on: accelerate launch {shlex.join([*words, '--resume'])}", file=sys.stderr)
+        print("\nInterrupted. To go on: the same command and --resume", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         trace = error.__traceback__

@@ -12,6 +12,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 LAYERS = (
     ("__init__", "__main__"),
     ("recipe",),
+    ("recipe_options",),
     ("command_line",),
     ("training",),
     ("reports",),

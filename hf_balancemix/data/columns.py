@@ -96,15 +96,6 @@ def has_label_column(dataset: datasets.Dataset, label_column: Columns = None) ->
         return False
 
 
-def check_same_classes(train: LabelTable, other_names: Sequence[str], split: str) -> None:
-    """Refuse an evaluation split whose classes are not those of training, in the same order.
-
-    Raises:
-        ValueError: Names are missing, unknown or in another order.
-    """
-    _check_equal(train.class_names, other_names, f"the classes of the training set in split {split!r}")
-
-
 def find_image_column(dataset: datasets.Dataset) -> str:
     """Name of the column with the images: of feature ``Image``, or arrays under a name of ``IMAGE_COLUMNS``.
 

@@ -6,11 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")  # files only: no display is needed
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -25,7 +22,8 @@ def plot_map_over_epochs(runs: Sequence[dict[str, Any]], path: str | os.PathLike
         path: Where the picture goes; the ending decides the format.
         title: Above the axes.
     """
-    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    figure = Figure(figsize=(5, 3.4), layout="constrained")  # not pyplot: no display is needed or changed
+    axes = figure.subplots()
     for i, method in enumerate(dict.fromkeys(run["method"] for run in runs)):
         curves = [run["epochs"] for run in runs if run["method"] == method]
         length = min(len(curve) for curve in curves)
@@ -39,4 +37,3 @@ def plot_map_over_epochs(runs: Sequence[dict[str, Any]], path: str | os.PathLike
     axes.grid(alpha=0.3)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -1,4 +1,4 @@
-"""Tables of results: mean ± standard error over seeds, for the terminal and as Markdown."""
+"""Tables of results: mean ± standard error over seeds, for the terminal."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def method_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for method in dict.fromkeys(run["method"] for run in runs):
         mine = [run for run in runs if run["method"] == method]
-        best = [max(epoch["map"] for epoch in run["epochs"]) for run in mine]
+        best = [max(epoch["map"] for epoch in run["epochs"]) for run in mine if run["epochs"]]
         rows.append(
             [
                 method,
                 mean_and_error([run["map"] for run in mine]),
                 *(mean_and_error([run["groups"][g] for run in mine if g in run["groups"]]) for g in groups),
-                mean_and_error(best),
+                mean_and_error(best) if best else "-",
                 f"{np.mean([run['seconds'] for run in mine]):.0f}",
             ]
         )
@@ -52,9 +52,3 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format as a Markdown table."""
-    lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

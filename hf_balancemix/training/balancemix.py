@@ -50,8 +50,13 @@ class BalanceMixTrainer(MultiLabelTrainer):
             final: Whether training is over; then every schedule also predicts the augmented views.
         """
         state, args = self.label_state, self.args
+        if epoch == 0 and args.refinement != "none" and args.warmup_epochs >= self.state.num_train_epochs:
+            logger.warning(
+                f"No label will be refined: `warmup_epochs` is {args.warmup_epochs}, the run has "
+                f"{self.state.num_train_epochs} epochs. A fifth to a quarter of the epochs is a fair start."
+            )
         refines = args.refinement != "none" and (epoch >= args.warmup_epochs or final)
-        needed = (epoch > 0 or refines) and (args.second_sampler == "minority" or args.refinement != "none")
+        needed = refines or (epoch > 0 and args.second_sampler == "minority")
         if state is None or state.prepared_epoch == epoch or not needed:
             return
         start = time.perf_counter()
@@ -65,9 +70,9 @@ class BalanceMixTrainer(MultiLabelTrainer):
         broadcast_statistics(state, self.args)
         state.prepared_epoch = epoch
         seconds = time.perf_counter() - start
-        self.log(refresh_diagnostics(state, self.args, self.clean_labels) | {"refresh_seconds": round(seconds, 3)})
-        if non_monotone:
-            logger.info(f"{non_monotone} mixtures give a larger posterior to a larger loss (`monotone_posterior`).")
+        measured = {"non_monotone_sets": non_monotone} if refines else {}
+        measured |= refresh_diagnostics(state, self.args, self.clean_labels)
+        self.log(measured | {"refresh_seconds": round(seconds, 3)})
         if final and self.args.should_save and not self.state.is_hyper_param_search:
             save_final_state(state, self.args.output_dir, self.run_facts())
 

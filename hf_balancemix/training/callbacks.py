@@ -1,4 +1,4 @@
-"""What happens between the steps: preparing epochs, and guarding checkpoints of an older run."""
+"""What happens between the steps: preparing epochs, and when and over what checkpoints are written."""
 
 from __future__ import annotations
 
@@ -39,3 +39,36 @@ class Overwritten(TrainerCallback):
             Path(args.output_dir, f"checkpoint-{state.global_step}", "trainer_state.json").unlink(missing_ok=True)
 
     on_epoch_end = on_step_end
+
+
+class SaveAfterEvaluation(TrainerCallback):
+    """Puts off a checkpoint that falls on the last step of an epoch until the epoch's evaluation is done.
+
+    The stock order is step, save, evaluation. A run that resumes from such a checkpoint never makes that evaluation:
+    its result is lost, and the random numbers that it draws are missing, so that with dropout the weights differ.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.pending = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what an interrupted run had put off."""
+        self.pending = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Hold the save back at the end of an epoch or of the run."""
+        steps = self.trainer.steps_per_epoch()
+        if control.should_save and (state.global_step % steps == 0 or state.global_step >= state.max_steps):
+            control.should_save, self.pending = False, True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let it happen: the Trainer evaluates before it saves."""
+        control.should_save |= self.pending
+        self.pending = False

@@ -26,7 +26,7 @@ from hf_balancemix.losses import weighted_bce
 from hf_balancemix.report import build_compute_metrics
 from hf_balancemix.training import checkpoints
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
-from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs
+from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs, SaveAfterEvaluation
 
 logger = logging.get_logger(__name__)
 
@@ -98,7 +98,7 @@ class MultiLabelTrainer(Trainer):
         self._train_images: ImageRows | None = None
         self._eval_sets: dict[int, tuple[Any, EvalDataset]] = {}
         # After the one that decides when to save, before reporters, which close their files when training ends.
-        self.callback_handler.callbacks[1:1] = [Overwritten(), PrepareEpochs(self)]
+        self.callback_handler.callbacks[1:1] = [SaveAfterEvaluation(self), Overwritten(), PrepareEpochs(self)]
 
     # ---- reading the data ----
 
@@ -258,6 +258,10 @@ class MultiLabelTrainer(Trainer):
 
     # ---- checkpoints ----
 
+    def steps_per_epoch(self) -> int:
+        """Return the optimiser steps of one epoch."""
+        return checkpoints.steps_per_epoch(self.args, len(self.train_dataset), self._train_batch_size)
+
     def run_facts(self) -> dict[str, Any]:
         """Return what a checkpoint must share with the run that resumes from it."""
         args = self.args
@@ -266,7 +270,7 @@ class MultiLabelTrainer(Trainer):
             "seed": args.seed,
             "world_size": args.world_size,
             "images_per_step": self._train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            "steps_per_epoch": checkpoints.steps_per_epoch(args, len(self.train_dataset), self._train_batch_size),
+            "steps_per_epoch": self.steps_per_epoch(),
             "noise": noise_of(self.train_dataset),
             **args.method_settings(),
         }

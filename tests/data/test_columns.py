@@ -9,7 +9,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, LargeLis
 
 from hf_balancemix.data.columns import (
     LabelTable,
-    check_same_classes,
     encode_labels,
     find_image_column,
     has_label_column,
@@ -255,17 +254,6 @@ def test_the_remedy_for_single_labels_works(feature, classes):
     table = encode_labels(eval(remedy, {"dataset": dataset}))
     np.testing.assert_array_equal(table.labels, [[1, 0], [0, 1], [1, 0]])
     assert table.class_names == classes
-
-
-def test_same_classes():
-    train = LabelTable(np.zeros((1, 3), np.uint8), tuple(NAMES), "labels")
-    check_same_classes(train, NAMES, "validation")
-    with pytest.raises(ValueError, match="split 'validation', found 'eel' missing and 'fox' extra"):
-        check_same_classes(train, ["cat", "dog", "fox"], "validation")
-    with pytest.raises(ValueError, match="found 'dog' in place of 'cat'"):
-        check_same_classes(train, ["dog", "cat", "eel"], "test")
-    with pytest.raises(ValueError, match="found 'eel' missing and none extra"):
-        check_same_classes(train, NAMES[:2], "test")
 
 
 def test_has_label_column():

@@ -84,7 +84,11 @@ def main():
     dataset = tiny.tiny_dataset(job.get("rows", 48))
     model = tiny.tiny_vit(dropout=job.get("dropout", 0.0)) if job.get("model") == "vit" else tiny.tiny_resnet()
     trainer = METHODS[job.get("method", "balancemix")].trainer(
-        model, args, train_dataset=dataset, processing_class=tiny.processor()
+        model,
+        args,
+        train_dataset=dataset,
+        eval_dataset=tiny.tiny_dataset(13, seed=1),
+        processing_class=tiny.processor(),
     )
     trainer.remove_callback(PrinterCallback)
     folder = Path(job["output_dir"])

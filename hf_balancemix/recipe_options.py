@@ -1,0 +1,165 @@
+"""The options of a recipe: what they are, what is refused, and what identifies one run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import IntervalStrategy
+
+from hf_balancemix.data.noise import NOISE_KINDS
+from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.balancemix import BalanceMixTrainer
+from hf_balancemix.training.methods import METHODS
+
+# What must be the same for a finished run to be kept on --resume, beside the method's own options.
+_TRAINING_SETTINGS = ("num_train_epochs", "max_steps", "learning_rate", "optim", "weight_decay", "lr_scheduler_type")
+
+
+@dataclass
+class RecipeArguments:
+    """Options of a recipe beside those of the trainer."""
+
+    method: str | None = field(default=None, metadata={"help": "Run this one method only.", "choices": list(METHODS)})
+    methods: list[str] = field(
+        default_factory=lambda: ["balancemix"],
+        metadata={"help": "Methods to run one after the other.", "choices": list(METHODS)},
+    )
+    seeds: int = field(default=1, metadata={"help": "Run this many seeds, counted up from --seed."})
+    noise: str = field(
+        default="none", metadata={"help": "Noise injected into the training labels.", "choices": list(NOISE_KINDS)}
+    )
+    noise_rate: float = field(default=0.4, metadata={"help": "Noise rate; single_positive and none take no rate."})
+    backbone: str = field(
+        default="resnet50.tv_in1k", metadata={"help": "timm name, Hub name or local checkpoint folder."}
+    )
+    pretrained: bool = field(default=True, metadata={"help": "Load the backbone's weights; else draw them at random."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the (square) input in pixels; the backbone's own unless set."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on in an output_dir: finished runs are kept, a broken-off one resumes."}
+    )
+
+
+def check_options(
+    options: RecipeArguments, args: BalanceMixTrainingArguments, methods: Sequence[str], given: set[str]
+) -> None:
+    """Refuse what would fail after minutes of training, or give results under a wrong name.
+
+    Raises:
+        ValueError: Naming the option, its value and the remedy.
+    """
+    if {"method", "methods"} <= given:
+        raise ValueError("Expected --method or --methods, found both. Leave one out.")
+    if len(set(methods)) < len(methods):
+        raise ValueError(
+            f"Expected each method once in --methods, found {' '.join(methods)}. For repeats use --seeds."
+        )
+    positive = ["learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size"]
+    positive += ["gradient_accumulation_steps"] + ["num_train_epochs"] * (args.max_steps <= 0)
+    for name, value in {"seeds": options.seeds, **{name: getattr(args, name) for name in positive}}.items():
+        if not value > 0:
+            raise ValueError(f"Expected --{name} above 0, found {value}.")
+    if args.seed < 0 or args.seed + options.seeds > 2**32:
+        raise ValueError(f"Expected --seed from 0 to 2**32 - 1, found {args.seed} (and --seeds {options.seeds}).")
+    if args.eval_strategy != "epoch":
+        raise ValueError(
+            f"Expected --eval_strategy epoch, found {IntervalStrategy(args.eval_strategy).value}: results.json holds "
+            "the mAP of every epoch. Leave it unset."
+        )
+    for method in methods:
+        for name, value in METHODS[method].options.items():
+            if name in given and getattr(args, name) != value:
+                raise ValueError(
+                    f"Expected --{name} {value} with method {method}, which is defined by it, found "
+                    f"{getattr(args, name)}. Leave it out, or choose another method."
+                )
+        refinement = METHODS[method].options.get("refinement", args.refinement)
+        refines = METHODS[method].trainer is BalanceMixTrainer and refinement != "none"
+        if refines and args.max_steps <= 0 and args.warmup_epochs >= args.num_train_epochs:
+            raise ValueError(
+                f"Expected --warmup_epochs below the {args.num_train_epochs:g} of --num_train_epochs, found "
+                f"{args.warmup_epochs}: {method} would never refine a label. A fifth to a quarter is a fair start."
+            )
+
+
+def check_writable(output_dir: Path) -> None:
+    """Refuse an output folder that cannot be made or written to, before anything is trained."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(output_dir, os.W_OK):
+            raise PermissionError("it is read-only")
+    except OSError as error:
+        raise ValueError(
+            f"Expected an --output_dir that can be written to, found {output_dir} ({error}). Choose another one."
+        ) from error
+
+
+def plan_run(options: RecipeArguments, args: BalanceMixTrainingArguments, method: str, seed: int) -> dict[str, Any]:
+    """Return the trainer's arguments and the settings that identify one run."""
+    changed = {
+        "output_dir": str(Path(str(args.output_dir)) / f"{method}-seed{seed}"),
+        "seed": seed,
+        **METHODS[method].options,
+    }
+    values = {f.name: getattr(args, f.name) for f in fields(args) if f.init} | changed
+    run_args = BalanceMixTrainingArguments(**values)
+    settings = {
+        "method": method,
+        "seed": seed,
+        "backbone": options.backbone,
+        "pretrained": options.pretrained,
+        "image_size": options.image_size,
+        "noise": options.noise,
+        "noise_rate": noise_rate(options),
+        "images_per_step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        **{name: str(getattr(args, name)) for name in _TRAINING_SETTINGS},
+        **run_args.method_settings(),
+    }
+    return {"args": run_args, "settings": settings}
+
+
+def noise_rate(options: RecipeArguments) -> float | None:
+    """Return the rate of the injected noise; ``None`` for the kinds that take none."""
+    return options.noise_rate if options.noise in ("mislabel", "flip") else None
+
+
+def same_comparison(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Say whether two runs may stand in one table: alike but for method, seed and what defines the method."""
+    free = {"method", "seed", *(name for method in METHODS.values() for name in method.options)}
+    return {k: v for k, v in first.items() if k not in free} == {k: v for k, v in second.items() if k not in free}
+
+
+def check_settings(folder: Path, settings: dict[str, Any], resume: bool, write: bool) -> None:
+    """Compare a run that resumes with the one that was broken off; note the settings of a run that begins.
+
+    Args:
+        folder: Output folder of the run.
+        settings: What identifies the run (:func:`plan_run`).
+        resume: Whether there is a checkpoint to go on from.
+        write: Whether this process writes.
+
+    Raises:
+        ValueError: Naming each setting that differs.
+    """
+    path = folder / "settings.json"
+    if resume:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        changed = [
+            f"{name} was {before.get(name)!r}, is now {settings[name]!r}"
+            for name in settings
+            if before.get(name) != settings[name]
+        ]
+        if changed:
+            raise ValueError(
+                f"Expected the settings of the run that was broken off in {folder}, found others: "
+                f"{'; '.join(changed)}. Repeat the settings, or choose another --output_dir."
+            )
+    elif write:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
