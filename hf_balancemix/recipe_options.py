@@ -60,12 +60,11 @@ def check_options(
         raise ValueError(
             f"Expected each method once in --methods, found {' '.join(methods)}. For repeats use --seeds."
         )
-    positive = ["learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size"]
-    positive += ["gradient_accumulation_steps"] + ["num_train_epochs"] * (args.max_steps <= 0)
+    positive = ["learning_rate"] + ["num_train_epochs"] * (args.max_steps <= 0)
     for name, value in {"seeds": options.seeds, **{name: getattr(args, name) for name in positive}}.items():
         if not value > 0:
             raise ValueError(f"Expected --{name} above 0, found {value}.")
-    if args.seed < 0 or args.seed + options.seeds > 2**32:
+    if args.seed + options.seeds > 2**32:
         raise ValueError(f"Expected --seed from 0 to 2**32 - 1, found {args.seed} (and --seeds {options.seeds}).")
     if args.eval_strategy != "epoch":
         raise ValueError(

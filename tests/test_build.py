@@ -1,10 +1,12 @@
 """Backbones from timm and transformers: built, trained for two steps, saved, and reloaded in a new process."""
 
+import copy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from transformers import AutoModelForImageClassification, SwinConfig, pipeline
 
@@ -148,3 +150,28 @@ def test_a_saved_timm_model_takes_another_size_if_its_architecture_does(tmp_path
     )  # not refused
     with pytest.raises(ValueError, match=r"image_size=64.*found 32"):
         build_model(str(tmp_path / "vit"), tiny.NAMES, 32)
+
+
+def test_pretrained_timm_weights_for_another_size_come_from_timm(monkeypatch):
+    """transformers would draw the position embeddings of another size anew; timm resamples them."""
+    source = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=5, img_size=32)
+    asked = []
+
+    def create_model(name, **options):
+        asked.append((name, options))
+        return source
+
+    monkeypatch.setattr("hf_balancemix.build.timm.create_model", create_model)
+    # The model inside transformers' wrapper is made by the same function.
+    monkeypatch.setattr(
+        "transformers.models.timm_wrapper.modeling_timm_wrapper.timm.create_model",
+        lambda name, **options: (
+            copy.deepcopy(source) if not options.get("pretrained") else create_model(name, **options)
+        ),
+    )
+    with torch.no_grad():
+        source.pos_embed.fill_(0.25)
+    model, _ = build_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", tiny.NAMES, 32)
+    assert asked
+    assert asked[-1][1] == {"pretrained": True, "num_classes": 5, "img_size": 32}
+    assert float(model.timm_model.pos_embed.min()) == float(model.timm_model.pos_embed.max()) == 0.25

@@ -36,7 +36,7 @@ def load_digits_attributes(seed: int = 0) -> datasets.DatasetDict:
     """Load the digits as a multi-label set; nothing is downloaded.
 
     The 1,797 images are shuffled. The last 597 are the test split, clean and complete. Of the first 1,200 an image of
-    digit d is kept with probability 5^(−d/9), about 610 in all, so that ``RARE_CLASSES`` are the tail.
+    digit d is kept with probability 5^(−d/9), 627 in all with seed 0, so that ``RARE_CLASSES`` are the tail.
 
     Columns: ``image`` (8×8 grey, 0 to 255), ``labels`` (list of ``ClassLabel``, 17 names), ``digit``, and ``id``, the
     position in scikit-learn's set. The given labels are clean; see ``inject_noise``.

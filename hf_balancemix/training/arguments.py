@@ -82,7 +82,7 @@ class BalanceMixTrainingArguments(TrainingArguments):
     minority_score: str = _option(
         "eq3",
         "Score behind the minority sampler: eq3, the paper's literal Eq. 3, or mean_positive, the reading that "
-        "reproduces its Figure 6.",
+        "has the shape and size of its Figure 6.",
         MINORITY_SCORES,
     )
     mix_alpha: float = _option(4.0, "α of Beta(α, α) for the mixing coefficient λ ≥ 1/2 (Eq. 5); 0 means λ = 1.")

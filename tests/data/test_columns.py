@@ -8,7 +8,6 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, LargeList, List, Value
 
 from hf_balancemix.data.columns import (
-    LabelTable,
     encode_labels,
     find_image_column,
     has_label_column,

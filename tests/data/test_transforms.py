@@ -93,3 +93,26 @@ def test_mistakes():
     loose = BitImageProcessor(size={"shortest_edge": 28}, do_center_crop=False)
     with pytest.raises(ValueError, match="one size"):
         ImageTransform(loose).resize([*pictures(1), *pictures(1, (60, 30))])
+
+
+def test_randaugment_asl_draws_operations_levels_and_signs_evenly(monkeypatch):
+    """Specification, A3: two of fifteen, each with probability 1/2, level steps 1..9 of nine, both signs."""
+    seen = []
+
+    def recorder(name):
+        def record(image, level, sign, rng):
+            seen.append((name, round(level * 9), sign))
+            return image
+
+        return record
+
+    for name in _ASL_OPERATIONS:
+        monkeypatch.setitem(_ASL_OPERATIONS, name, recorder(name))
+    n = 3000
+    AUGMENTATIONS["randaugment_asl"](torch.zeros(n, 3, 2, 2, dtype=torch.uint8), [(1, i) for i in range(n)])
+    assert abs(len(seen) - n) < 4 * np.sqrt(2 * n / 4)
+    for column, values in ((0, list(_ASL_OPERATIONS)), (1, range(1, 10)), (2, (-1.0, 1.0))):
+        counts = np.array([sum(entry[column] == value for entry in seen) for value in values])
+        expected = len(seen) / len(values)
+        assert counts.sum() == len(seen)
+        assert ((counts - expected) ** 2 / expected).sum() < len(values) + 5 * np.sqrt(2 * len(values))

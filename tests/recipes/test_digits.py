@@ -112,6 +112,25 @@ def test_ctrl_c_and_resume_give_the_run_that_was_left_alone(tmp_path):
 
 
 @pytest.mark.slow
+def test_resume_with_other_settings(tmp_path, capsys):
+    """A broken-off run is not gone on with under other settings; a finished one stays beside the new one, apart."""
+    options = ["--method=bce", "--num_train_epochs=2", "--use_cpu", f"--output_dir={tmp_path}"]
+    main(RECIPE, options)
+    (first,) = results(tmp_path)
+    with pytest.raises(SystemExit):
+        main(RECIPE, [*options, "--resume", "--learning_rate=0.001", "--image_size=8"])
+    errors = capsys.readouterr().err
+    assert "learning_rate was '0.005', is now '0.001'" in errors
+    assert "image_size was 16, is now 8" in errors
+    assert results(tmp_path) == [first]
+    main(RECIPE, [*options, "--resume", "--seed=1", "--noise=flip", "--noise_rate=0.1"])
+    assert [run["noise"] for run in results(tmp_path)] == ["mislabel", "flip"]
+    table = capsys.readouterr().out
+    assert "flip 10%" in table
+    assert "1 seed\n" in table
+
+
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617")
     out = tmp_path / "out"
@@ -144,9 +163,9 @@ def test_help_is_short_and_ours_first():
         (["flip"], "two dashes.*found flip"),
         (["--backbone", "./no/such"], "checkpoint folder.*no folder ./no/such"),
         (["--seeds", "0"], "seeds above 0, found 0"),
-        (["--seed", "-1"], "seed from 0.*found -1"),
+        (["--seed", "-1"], "`seed` from 0.*found -1"),
         (["--num_train_epochs", "0"], "num_train_epochs above 0"),
-        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size above 0"),
+        (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size` of at least 1, found 0"),
         (["--learning_rate", "-1"], "learning_rate above 0"),
         (["--image_size", "0"], "image_size.*at least 1 pixel, found 0"),
         (["--eval_strategy", "no"], "eval_strategy epoch, found no"),
@@ -170,7 +189,9 @@ def test_a_mistake_is_one_line(tmp_path, capsys, options, message):
 
 def test_what_the_options_allow_is_not_refused(tmp_path, monkeypatch):
     """Warm-up counts only for methods that refine, and not against `max_steps`."""
-    monkeypatch.setattr("hf_balancemix.recipe._run", lambda recipe, splits, options, plan, label: plan["settings"])
+    monkeypatch.setattr(
+        "hf_balancemix.recipe._run", lambda recipe, splits, options, plan, label: {"settings": plan["settings"]}
+    )
     monkeypatch.setattr("hf_balancemix.recipe._report", lambda *args: None)
     for i, options in enumerate(
         (

@@ -225,6 +225,18 @@ ARGUMENTS = {
         ("Expected `relabel_views` to be one of", "'epochs'", "did you mean 'epoch'"),
     ),
     "sampler": ({"second_sampler": "minor"}, ("Expected `second_sampler` to be one of", "'minor'", "'minority'")),
+    "label names": ({"label_names": ["tags"]}, ("Expected `label_names` unset", "['tags']", "`label_column`")),
+    "seed": ({"seed": -1}, ("Expected `seed` from 0 to 2**32 - 1", "found -1", "NumPy")),
+    "batch": ({"per_device_train_batch_size": 0}, ("`per_device_train_batch_size` of at least 1", "found 0", "")),
+    "split batches": (
+        {"accelerator_config": {"split_batches": True}},
+        ("without `split_batches`", "found it on", "Divide `per_device_train_batch_size`"),
+    ),
+    "batch norm": (
+        {"relabel_bn": "train", "relabel_views": "epoch"},
+        ("Expected `relabel_views='step'`", "found 'epoch'", "always in eval mode"),
+    ),
+    "text": ({"warmup_epochs": "3"}, ("Expected a number as `warmup_epochs`", "found '3'", "counts the epochs")),
     "reduction": ({"class_reduction": "avg"}, ("Expected `class_reduction` to be one of", "sum", "mean", "'avg'")),
 }
 
