@@ -81,7 +81,7 @@ def test_pure_rooms_import_no_framework(path):
 def test_files_are_short():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert max(lengths.values()) <= 350, [str(p) for p, n in lengths.items() if n > 350]
-    assert statistics.median(n for n in lengths.values() if n > 3) <= 200
+    assert statistics.median(n for n in lengths.values() if n > 3) <= 150
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
