@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -51,7 +53,7 @@ def records(job, rank=0):
 
 
 def run_and_kill(job, step, timeout=300):
-    """Start, wait until optimiser step ``step`` has begun, then SIGKILL the whole process group."""
+    """Start, wait until optimiser step ``step`` has begun, then SIGKILL the launcher and all its processes."""
     process = subprocess.Popen(
         command(job),
         cwd=ROOT,
@@ -65,7 +67,12 @@ def run_and_kill(job, step, timeout=300):
         assert process.poll() is None, process.stdout.read().decode()[-8000:]
         assert time.monotonic() < deadline, "the run did not reach its step"
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun gives each worker a session of its own: killing its group alone would leave the workers training on.
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.send_signal(signal.SIGKILL)
     process.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, alive
     process.stdout.close()
     return process.returncode
