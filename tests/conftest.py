@@ -10,5 +10,5 @@ VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text(encoding
 
 @pytest.fixture
 def vectors():
-    """Reference numbers of the method specification, by name (``"04_eq2_4_sampling"``)."""
+    """Reference numbers worked out from the papers, by name (``"04_eq2_4_sampling"``)."""
     return VECTORS

@@ -149,7 +149,7 @@ def _randaugment_asl(pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tenso
     """Draw RandAugment as the ASL and ML-Decoder training scripts do.
 
     Two of fifteen operations are drawn uniformly, each is applied with probability 1/2, with a magnitude step
-    uniform in 1..9 of ten (methods specification, A3).
+    uniform in 1..9 of ten.
     """
     out = pixels.clone()
     for i, seed in enumerate(seeds):
@@ -180,7 +180,7 @@ def _cutout(image: torch.Tensor, level: float, sign: float, rng: np.random.Gener
 
 
 _Operation = Callable[[torch.Tensor, float, float, np.random.Generator], torch.Tensor]
-# Each takes (image uint8, level in (0, 1], sign ±1, generator). The ranges are those of the specification, A3.
+# Each takes (image uint8, level in (0, 1], sign ±1, generator). The ranges are those of these scripts.
 _ASL_OPERATIONS: dict[str, _Operation] = {
     "shear_x": lambda im, level, sign, _: _shift(im, shear=(0.3 * level * sign, 0.0)),
     "shear_y": lambda im, level, sign, _: _shift(im, shear=(0.0, 0.3 * level * sign)),

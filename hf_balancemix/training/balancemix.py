@@ -80,7 +80,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
         """Turn logits (N, V, K) of the pass into the statistics of ``label_state``.
 
         Returns:
-            How many of the mixtures are not monotone (specification, A4 row 17).
+            How many of the mixtures give a larger posterior to some larger loss.
         """
         state, args = self.label_state, self.args
         assert state is not None

@@ -123,7 +123,7 @@ class MultiLabelTrainer(Trainer):
             raise ValueError(f"{error} {checks.names_of_model(self._class_names)}") from error
 
     def _train_counts(self) -> np.ndarray | None:
-        """Positives per class, from the clean labels where there are any (specification, A4 row 25)."""
+        """Positives per class, from the clean labels where there are any: groups stay the same under any noise."""
         if self.label_state is None:
             return None
         labels = self.clean_labels if self.clean_labels is not None else self.label_state.labels

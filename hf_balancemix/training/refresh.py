@@ -15,7 +15,7 @@ from hf_balancemix.label_state import STATISTICS, LabelState
 
 @torch.no_grad()
 def predict_views(trainer: Any, clean: bool, augmented: int, epoch: int) -> torch.Tensor:
-    """Predict every training image once, without gradient, in eval mode (specification, A4 row 2).
+    """Predict every training image once, without gradient, in eval mode.
 
     Each process takes every P-th row; the results are gathered without the padding. The global random generators are
     left as they were, so that a run that resumes before the pass draws what the undisturbed run draws.

@@ -96,7 +96,7 @@ def test_mistakes():
 
 
 def test_randaugment_asl_draws_operations_levels_and_signs_evenly(monkeypatch):
-    """Specification, A3: two of fifteen, each with probability 1/2, level steps 1..9 of nine, both signs."""
+    """Two of fifteen, each with probability 1/2, level steps 1..9 of nine, both signs."""
     seen = []
 
     def recorder(name):

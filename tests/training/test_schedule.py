@@ -1,4 +1,4 @@
-"""The learning rate that the recipes ask for is the paper's: cosine to zero, per step (specification, A4 row 22)."""
+"""The learning rate that the recipes ask for is the paper's: cosine to zero, per step."""
 
 import pytest
 from transformers import TrainerCallback
