@@ -173,6 +173,19 @@ def check_batch_size(num_rows: int, batch_size: int, world_size: int, drop_last:
         )
 
 
+def check_world_size(found: int, started: int) -> None:
+    """Refuse processes that were started together and do not know of one another: each would train on its own.
+
+    Raises:
+        ValueError: If fewer processes take part than were started.
+    """
+    if found < started:
+        raise ValueError(
+            f"Expected {started} processes to train together, found {found}: on a machine without a GPU they only do "
+            "with `use_cpu=True`. Set it, or start one process."
+        )
+
+
 def check_model(model: Any, class_names: Sequence[str]) -> None:
     """Check that the model's outputs are the data set's classes.
 

@@ -73,7 +73,9 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> None:
 
 
 def _main(recipe: Recipe, argv: list[str]) -> None:
-    defaults = {"dataloader_pin_memory": torch.cuda.is_available(), **recipe.defaults}
+    # Without a device several processes find one another only when told to use the CPU.
+    device = torch.accelerator.is_available()
+    defaults = {"dataloader_pin_memory": device, "use_cpu": not device, **recipe.defaults}
     parser = RecipeParser([RecipeArguments, BalanceMixTrainingArguments], defaults, recipe.description)
     options, args = parser.parse(argv)
     methods = [options.method] if options.method else options.methods

@@ -164,6 +164,8 @@ class MultiLabelTrainer(Trainer):
         if self.label_state is None:
             raise ValueError("Expected a `train_dataset`, found None: training needs one.")
         args = self.args
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        checks.check_world_size(args.world_size * max(args.n_gpu, 1), started)
         checks.check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
         self.transform.augmentation = args.augmentation
         checks.check_batch_size(
