@@ -111,6 +111,7 @@ def check_method_arguments(args: Any) -> None:
 
 _CHOSEN = (
     "augmentation",
+    "weight_decay_on",
     "class_reduction",
     "second_sampler",
     "minority_score",

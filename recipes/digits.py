@@ -6,7 +6,7 @@ Needs: nothing but the package (the digits come with scikit-learn); runs offline
 """
 
 from hf_balancemix.data.digits import RARE_CLASSES, load_digits_attributes
-from hf_balancemix.recipe import Recipe, main
+from hf_balancemix.recipe import BOOKKEEPING, Recipe, main
 
 RECIPE = Recipe(
     name="digits",
@@ -14,8 +14,8 @@ RECIPE = Recipe(
     groups={"rare": RARE_CLASSES},
     description=__doc__,
     defaults={
+        **BOOKKEEPING,
         "output_dir": "runs/digits",
-        "seed": 0,
         "methods": ["bce", "mixup", "balancemix"],
         "noise": "mislabel",
         "noise_rate": 0.4,
@@ -25,21 +25,15 @@ RECIPE = Recipe(
         "augmentation": "affine",
         "cache_images": True,
         "num_train_epochs": 150,
-        "per_device_train_batch_size": 64,
+        "total_batch_size": 64,
         "per_device_eval_batch_size": 256,
         "learning_rate": 5e-3,
         "weight_decay": 1e-4,
         "lr_scheduler_type": "cosine",
         "max_grad_norm": 0.0,
         "warmup_epochs": 30,
-        "eval_strategy": "epoch",
-        "logging_strategy": "epoch",
         "save_strategy": "steps",
         "save_steps": 0.1,
-        "save_total_limit": 1,
-        "disable_tqdm": True,
-        "log_level": "warning",
-        "report_to": "none",
     },
 )
 

@@ -1,14 +1,20 @@
 """Backbones from timm and transformers: built, trained for two steps, saved, and reloaded in a new process."""
 
 import copy
+import http.server
+import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import timm
 import torch
-from transformers import AutoModelForImageClassification, SwinConfig, pipeline
+from transformers import AutoModelForImageClassification, BertConfig, SwinConfig, pipeline
 
 from hf_balancemix import BalanceMixTrainer
 from hf_balancemix.build import build_model
@@ -128,16 +134,43 @@ def test_a_backbone_that_does_not_load_is_one_clear_error(tmp_path, monkeypatch)
     def offline(name, **kwargs):
         raise OSError(f"no way to {name}\nand more")
 
+    monkeypatch.setattr("hf_balancemix.build.prepare_hub", lambda: True)
     monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", offline)
     # A timm name without a tag stands for timm's default weights; the Hub knows only names with a tag.
     with pytest.raises(ValueError, match=r"no way to timm/resnet18\.a1_in1k\).*connection"):
         build_model("resnet18", tiny.NAMES)
 
 
-@pytest.mark.parametrize("image_size", [0, -4])
+@pytest.mark.parametrize("image_size", [7, 1, 0, -4])
 def test_an_impossible_image_size(image_size):
-    with pytest.raises(ValueError, match=f"at least 1 pixel, found {image_size}.*unset"):
+    with pytest.raises(ValueError, match=f"at least 8 pixels, found {image_size}.*unset"):
         build_model("small_resnet", tiny.NAMES, image_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fits"),
+    [
+        ("small_resnet", None, 8),
+        ("densenet121", 16, 32),  # a pooling layer runs out of pixels
+        ("vit_tiny_patch16_224", 8, 16),  # built for the size, and there is no whole patch
+        ("deit_tiny_patch16_224", 32, 224),  # one size only, which timm does not say before it sees another
+        ("maxvit_rmlp_pico_rw_256", 16, 32),  # cannot be built for it
+    ],
+)
+def test_a_size_is_tried_before_training(name, size, fits):
+    if size:
+        with pytest.raises(ValueError, match=rf"`image_size` that {name} takes, found {size} \(.+\)\..*unset"):
+            build_model(name, tiny.NAMES, size, pretrained=False)
+    model, _ = build_model(name, tiny.NAMES, fits, pretrained=False)
+    assert model.training  # as without the trial
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_size_is_tried_in_the_checkpoints_own_precision(tmp_path, dtype):
+    model, processor = build_model("small_resnet", tiny.NAMES, 16)
+    model.to(dtype).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert build_model(str(tmp_path), tiny.NAMES, 16)[0].dtype == dtype
 
 
 def test_a_saved_timm_model_takes_another_size_if_its_architecture_does(tmp_path):
@@ -154,6 +187,7 @@ def test_a_saved_timm_model_takes_another_size_if_its_architecture_does(tmp_path
 
 def test_pretrained_timm_weights_for_another_size_come_from_timm(monkeypatch):
     """transformers would draw the position embeddings of another size anew; timm resamples them."""
+    monkeypatch.setattr("hf_balancemix.build.prepare_hub", lambda: True)
     source = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=5, img_size=32)
     asked = []
 
@@ -175,3 +209,181 @@ def test_pretrained_timm_weights_for_another_size_come_from_timm(monkeypatch):
     assert asked
     assert asked[-1][1] == {"pretrained": True, "num_classes": 5, "img_size": 32}
     assert float(model.timm_model.pos_embed.min()) == float(model.timm_model.pos_embed.max()) == 0.25
+
+
+def save_small_resnet(folder, names):
+    model, processor = build_model("small_resnet", names, 16)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("bee", "ant", "cat", "dog", "eel"),
+            "found 2 others in .*: 'ant' where you have 'bee' (output 0); 'bee' where",
+        ),
+        (("ant", "bee", "cat", "dog", "EEL"), "found 1 others in .*: 'eel' where you have 'EEL' (output 4). List"),
+        (("v", "w", "x", "y", "z"), "found 5 others in .*'cat' where you have 'x' (output 2); .... List"),
+    ],
+)
+def test_a_head_for_other_classes_is_not_kept(tmp_path, names, message):
+    model = save_small_resnet(tmp_path, tiny.NAMES)
+    with pytest.raises(ValueError, match=re.escape(message).replace(re.escape(".*"), ".*")):
+        build_model(str(tmp_path), names)
+    # Kept for the same classes; not asked for where nothing is loaded or the head is new anyway.
+    again, _ = build_model(str(tmp_path), tiny.NAMES)
+    assert tiny.same_weights(tiny.weights_of(model), tiny.weights_of(again))
+    build_model(str(tmp_path), names, pretrained=False)
+    build_model(str(tmp_path), names[:4])
+
+
+def test_a_head_without_class_names_is_kept(tmp_path):
+    model = tiny.tiny_vit()  # LABEL_0 to LABEL_4
+    model.save_pretrained(tmp_path)
+    tiny.processor().save_pretrained(tmp_path)
+    again, _ = build_model(str(tmp_path), tiny.NAMES)
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+    assert tuple(again.config.id2label.values()) == tiny.NAMES
+
+
+def test_a_saved_timm_models_classes_are_compared_too(tmp_path):
+    model, processor = build_model("resnet18", tiny.NAMES, 32, pretrained=False)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    build_model(str(tmp_path), tiny.NAMES)
+    with pytest.raises(ValueError, match="'ant' where you have 'eel'"):
+        build_model(str(tmp_path), tiny.NAMES[::-1])
+
+
+def put_in_cache(cache, name, model):
+    """Lay a checkpoint where the Hub's client keeps its downloads."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    model.save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+    return snapshot
+
+
+def test_the_head_of_a_timm_backbone_is_new_even_for_as_many_classes(tmp_path, monkeypatch):
+    names = tuple(f"attribute {i}" for i in range(1000))
+    source, _ = build_model("resnet18", names, 32, pretrained=False)  # stands for the 1,000 of ImageNet
+    put_in_cache(tmp_path, "timm/resnet18.a1_in1k", source)
+    monkeypatch.setattr("hf_balancemix.build.prepare_hub", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model, _ = build_model("resnet18.a1_in1k", names, 32)
+    theirs, ours = source.timm_model, model.timm_model
+    assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
+    assert ours.fc.weight.shape == theirs.fc.weight.shape
+    assert not torch.equal(ours.fc.weight, theirs.fc.weight)
+
+
+def test_a_broken_checkpoint_folder_is_one_clear_error(tmp_path):
+    save_small_resnet(tmp_path / "whole", tiny.NAMES)
+    for name in ("cut", "bare", "text"):
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    BertConfig().save_pretrained(tmp_path / "text")
+    for name in ("cut", "bare", "text"):
+        with pytest.raises(
+            ValueError, match=f"can be loaded, found that .*{name}' cannot .*It takes config.json"
+        ) as e:
+            build_model(str(tmp_path / name), tiny.NAMES)
+        assert "\n" not in str(e.value)
+        assert "connection" not in str(e.value)
+
+
+AS_A_USER = """
+import sys, time
+from hf_balancemix.build import build_model
+from hf_balancemix.command_line import run_with_clear_errors
+for name in sys.argv[1:]:
+    start = time.perf_counter()
+    try:
+        run_with_clear_errors(lambda: build_model(name, ("a", "b")))
+    except SystemExit as stopped:
+        print(stopped.code, time.perf_counter() - start)
+    else:
+        print(0, time.perf_counter() - start)
+"""
+
+
+def as_a_user(names, endpoint, home):
+    """What a user sees who asks for backbones in a new process: exit status and seconds of each, lines on stderr."""
+    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
+    command = [sys.executable, "-c", AS_A_USER, *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    numbers = [line.split() for line in done.stdout.splitlines()]
+    return [int(status) for status, _ in numbers], [float(s) for _, s in numbers], done.stderr.splitlines()
+
+
+@pytest.mark.slow
+def test_without_a_network_the_answer_is_quick_and_clear(tmp_path):
+    source, _ = build_model("resnet18", [str(i) for i in range(1000)], 32, pretrained=False)
+    put_in_cache(tmp_path / "hub", "timm/resnet18.a1_in1k", source)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # refuses connections
+        endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        names = ["google/vit-base-patch16-224", "resnet50.tv_in1k", "resnet18"]  # the last one is cached
+        statuses, seconds, lines = as_a_user(names, endpoint, tmp_path)
+    assert statuses == [2, 2, 0]
+    assert max(seconds) < 5
+    assert not [line for line in lines if "Retrying" in line or "thrown" in line]
+    warning, *errors = lines[:3]  # what follows is the report on the new head
+    assert warning == f"The Hub ({endpoint}) cannot be reached: only files in the cache can be used."
+    for error, name in zip(errors, ("google/vit-base-patch16-224", "timm/resnet50.tv_in1k"), strict=True):
+        assert error.startswith(
+            f"error: Expected a backbone that can be loaded, found that '{name}' cannot (it is no "
+        )
+        parts = (f"`hf download {name}`", f"models--{name.replace('/', '--')} from", str(tmp_path / "hub"), endpoint)
+        for part in (*parts, "local checkpoint folder", "--pretrained False"):
+            assert part in error
+
+
+class NotFound(http.server.BaseHTTPRequestHandler):
+    """A Hub that has nothing."""
+
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815 (the library's name)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.slow
+def test_a_name_that_the_hub_does_not_know(tmp_path):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        statuses, _, (error,) = as_a_user(["nobody/nothing"], endpoint, tmp_path)
+        server.shutdown()
+    assert statuses == [2]
+    assert error == (
+        "error: Expected a backbone that can be loaded, found that 'nobody/nothing' cannot (there is no such model on "
+        f"the Hub, {endpoint}, or it is not open to you). Check the name; for a private or gated model, log in with "
+        "`hf auth login`."
+    )
+
+
+def test_only_what_may_come_from_the_hub_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_balancemix.build.prepare_hub", lambda: pytest.fail("asked"))
+    save_small_resnet(tmp_path, tiny.NAMES)
+    build_model(str(tmp_path), tiny.NAMES)
+    build_model("resnet18", tiny.NAMES, 32, pretrained=False)
+    for name, pretrained in (("resnet18", True), ("google/vit", True), ("google/vit", False)):
+        with pytest.raises(pytest.fail.Exception, match="asked"):
+            build_model(name, tiny.NAMES, pretrained=pretrained)
+    with pytest.raises(ValueError, match="did you mean"):  # a typing error is found without it
+        build_model("resnet5", tiny.NAMES)

@@ -11,16 +11,17 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 # From the top down: a module may import what stands in its own line or below it.
 LAYERS = (
     ("__init__", "__main__"),
+    ("cli",),
     ("recipe",),
-    ("recipe_options",),
     ("command_line",),
     ("training",),
+    ("predict",),
     ("reports",),
     ("data", "build", "evaluate_metric"),
     ("label_state",),
     ("report",),
     ("method", "losses", "metrics"),
-    ("checks",),
+    ("checks", "connection"),
     ("version",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from hf_balancemix.data.images import read_images
 from hf_balancemix.data.transforms import ImageTransform
 from hf_balancemix.method import draw, draw_lambda
 
@@ -93,8 +94,7 @@ class ImageRows:
     def _read(self, index: Sequence[int]) -> torch.Tensor:
         # One batched read; rows that occur twice are decoded once.
         unique = sorted(set(index))
-        images = self.rows[unique][self.column]
-        pixels = self.transform.resize(images, unique)
+        pixels = self.transform.resize(read_images(self.rows, self.column, unique), unique)
         if len(unique) == len(index) and unique == list(index):
             return pixels
         position = {row: i for i, row in enumerate(unique)}

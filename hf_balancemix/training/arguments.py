@@ -12,6 +12,7 @@ from hf_balancemix.losses import CLASS_REDUCTIONS
 from hf_balancemix.method import MINORITY_SCORES, REFINEMENTS
 
 RELABEL_VIEWS = ("step", "epoch", "reuse")
+WEIGHT_DECAY_ON = ("weights", "all")
 METHOD_FIELDS = (
     "second_sampler",
     "minority_score",
@@ -72,6 +73,12 @@ class BalanceMixTrainingArguments(TrainingArguments):
     )
     medium_shot_from: int = _option(1000, "Classes with at least this many training positives are medium-shot.")
     many_shot_from: int = _option(10000, "Classes with at least this many training positives are many-shot.")
+
+    weight_decay_on: str = _option(
+        "weights",
+        "Parameters with weight decay: weights (the Trainer's choice, without biases and norms) or all (the paper).",
+        WEIGHT_DECAY_ON,
+    )
 
     class_reduction: str = _option(
         "sum", "Loss over the classes: sum (Eq. 1) or mean; instances are always averaged.", CLASS_REDUCTIONS

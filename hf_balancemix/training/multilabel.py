@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from hf_balancemix import checks
 from hf_balancemix.data.columns import LabelTable, encode_labels, find_image_column, has_label_column
-from hf_balancemix.data.formats import as_stored
+from hf_balancemix.data.formats import as_stored, evaluation_labels, refuse_ignored
 from hf_balancemix.data.noise import noise_of
 from hf_balancemix.data.pairs import EvalDataset, ImageRows, PairDataset, PairSampler, as_batch
 from hf_balancemix.data.transforms import ImageTransform
@@ -27,6 +27,7 @@ from hf_balancemix.report import build_compute_metrics
 from hf_balancemix.training import checkpoints
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs, SaveAfterEvaluation
+from hf_balancemix.training.refresh import synchronise_buffers
 
 logger = logging.get_logger(__name__)
 
@@ -103,6 +104,7 @@ class MultiLabelTrainer(Trainer):
     # ---- reading the data ----
 
     def _read_labels(self, dataset: Any, args: BalanceMixTrainingArguments) -> None:
+        refuse_ignored(dataset)
         table = self._encode(dataset, args)
         self._class_names = table.class_names
         if unseen := [
@@ -134,7 +136,10 @@ class MultiLabelTrainer(Trainer):
         for name, dataset in sets.items():
             if dataset is not None:
                 checks.check_dataset(dataset, name)
-                self._class_names = self._encode(as_stored(dataset), args).class_names
+                stored = as_stored(dataset)
+                table = self._encode(stored, args)
+                evaluation_labels(stored, table)  # a mistake there shows before training, not after an epoch
+                self._class_names = table.class_names
 
     def _name_classes(self) -> None:
         """Write class names and problem type into the model's configuration: every loader and pipeline reads them."""
@@ -198,12 +203,13 @@ class MultiLabelTrainer(Trainer):
         return self._plain_dataloader(test_dataset, labelled=False)
 
     def _plain_dataloader(self, dataset: Any, labelled: bool) -> DataLoader:
+        synchronise_buffers(self.model, self.args)  # every evaluation begins with its loader
         key = id(dataset)
         if key not in self._eval_sets:
             checks.check_dataset(dataset, "evaluation")
             stored, labels = as_stored(dataset), None
             if labelled or has_label_column(stored, self.args.label_column):
-                labels = torch.from_numpy(self._encode(stored, self.args).labels)
+                labels = torch.from_numpy(evaluation_labels(stored, self._encode(stored, self.args)))
             # The data set is kept beside its reader, so that no other object gets its id.
             self._eval_sets[key] = (dataset, EvalDataset(self._image_rows(stored), self.transform, labels))
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
@@ -229,7 +235,8 @@ class MultiLabelTrainer(Trainer):
             pixels, targets = inputs["pixel_values"][:, 0, 0], self.label_state.labels[inputs["index"][:, 0].cpu()]
         else:
             pixels, targets = inputs["pixel_values"], inputs["labels"]
-        return self._loss(model, pixels, targets, None, inputs.get("index"), return_outputs)
+        counted = None if "index" in inputs else targets >= 0  # -1: left out of the evaluation
+        return self._loss(model, pixels, targets.clamp(min=0), counted, inputs.get("index"), return_outputs)
 
     def _loss(
         self, model: Any, pixels: Any, targets: Any, entry_weights: Any, index: Any, return_outputs: bool = False
@@ -242,18 +249,11 @@ class MultiLabelTrainer(Trainer):
             checks.check_finite(loss.item(), self.state.global_step, index.flatten())
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; with several processes all use the buffers (batch-norm statistics) a checkpoint would hold."""
-        self.synchronise_buffers()
-        return super().evaluation_loop(*args, **kwargs)
-
-    def synchronise_buffers(self) -> None:
-        """Copy the model's buffers from the first process to the others, as DDP does before its next training step."""
-        if self.args.world_size > 1:
-            for buffer in self.model.buffers():
-                # A model that is only evaluated may not have been moved yet.
-                if buffer.device.type == self.args.device.type:
-                    torch.distributed.broadcast(buffer, src=0)
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Return the parameters with weight decay, by ``args.weight_decay_on``: all, or the Trainer's choice."""
+        if self.args.weight_decay_on == "all":
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
 
     def prepare_epoch(self, epoch: int, final: bool = False) -> None:
         """Prepare the statistics of an epoch; plain training has none. Idempotent."""

@@ -45,12 +45,12 @@ def predict_views(trainer: Any, clean: bool, augmented: int, epoch: int) -> torc
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
         generator=torch.Generator(),  # else each pass would draw a seed from the global generator
     )
-    trainer.synchronise_buffers()
+    synchronise_buffers(trainer.model, trainer.args)
     training = model.training
     model.eval()
     chunks = []
     try:
-        for batch in tqdm(loader, desc="refresh", leave=False, disable=args.disable_tqdm or rank != 0):
+        for batch in tqdm(loader, desc="refresh", leave=False, delay=2, disable=args.disable_tqdm or rank != 0):
             pixels = batch["pixel_values"].to(args.device, non_blocking=True)
             with trainer.compute_loss_context_manager():
                 outputs = model(pixel_values=pixels.flatten(0, 1))
@@ -83,3 +83,15 @@ def broadcast_statistics(state: LabelState, args: Any) -> None:
         tensor = own.to(args.device).contiguous()
         torch.distributed.broadcast(tensor, src=0)
         setattr(state, name, tensor.cpu())
+
+
+def synchronise_buffers(model: Any, args: Any) -> None:
+    """Copy the model's buffers from the first process to the others, as DDP does before its next training step.
+
+    Without it each process would predict with batch-norm statistics of its own, and not those of a checkpoint.
+    """
+    if args.world_size > 1:
+        for buffer in model.buffers():
+            # A model that is only evaluated may not have been moved yet.
+            if buffer.device.type == args.device.type:
+                torch.distributed.broadcast(buffer, src=0)

@@ -14,16 +14,18 @@ import psutil
 ROOT = Path(__file__).parents[2]
 
 
-def command(job):
-    world = job.get("world_size", 1)
-    script = ["-m", "tests.distributed.run_training", json.dumps(job)]
-    if world == 1:
-        return [sys.executable, *script]
+def launcher(processes):
+    """The words that start a script, or ``-m module``, in one process or with torchrun in several."""
+    if processes == 1:
+        return [sys.executable]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={world}", f"--master_port={port}"]
-    return [sys.executable, *torchrun, *script]
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+
+
+def command(job):
+    return [*launcher(job.get("world_size", 1)), "-m", "tests.distributed.run_training", json.dumps(job)]
 
 
 def environment():
@@ -67,6 +69,13 @@ def run_and_kill(job, step, timeout=300):
         assert process.poll() is None, process.stdout.read().decode()[-8000:]
         assert time.monotonic() < deadline, "the run did not reach its step"
         time.sleep(0.005)
+    kill_family(process)
+    process.stdout.close()
+    return process.returncode
+
+
+def kill_family(process):
+    """SIGKILL to a process and all that it started, until none is left."""
     # torchrun gives each worker a session of its own: killing its group alone would leave the workers training on.
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
@@ -74,5 +83,3 @@ def run_and_kill(job, step, timeout=300):
     process.wait()
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive, alive
-    process.stdout.close()
-    return process.returncode

@@ -16,13 +16,35 @@ from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.methods import METHODS
 
+STEPS = ("do_train", "do_eval", "do_predict")
+SINGLE_POSITIVE_THRESHOLD = 0.55
 # What must be the same for a finished run to be kept on --resume, beside the method's own options.
-_TRAINING_SETTINGS = ("num_train_epochs", "max_steps", "learning_rate", "optim", "weight_decay", "lr_scheduler_type")
+_TRAINING_SETTINGS = (
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "weight_decay",
+    "weight_decay_on",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "dataloader_drop_last",
+    "medium_shot_from",
+    "many_shot_from",
+)
 
 
 @dataclass
 class RecipeArguments:
-    """Options of a recipe beside those of the trainer."""
+    """Options of a recipe beside those of its data and of the trainer."""
 
     method: str | None = field(default=None, metadata={"help": "Run this one method only.", "choices": list(METHODS)})
     methods: list[str] = field(
@@ -41,9 +63,67 @@ class RecipeArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the (square) input in pixels; the backbone's own unless set."}
     )
+    total_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images per optimiser step, over all processes and accumulated batches; unset: "
+            "per_device_train_batch_size counts."
+        },
+    )
+    on_bad_image: str = field(
+        default="raise",
+        metadata={
+            "help": "Images that are missing or cannot be read: stop with the file's name, or leave them out; skip "
+            "reads every image once before training, and says how many it left out.",
+            "choices": ["raise", "skip"],
+        },
+    )
+    checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Model to evaluate or predict with, a folder or Hub name; the trained ones of output_dir unless "
+            "set. Only with --do_eval or --do_predict, without training."
+        },
+    )
     resume: bool = field(
         default=False, metadata={"help": "Go on in an output_dir: finished runs are kept, a broken-off one resumes."}
     )
+
+
+def chosen_steps(args: BalanceMixTrainingArguments, given: set[str]) -> set[str]:
+    """Return which of ``STEPS`` to do: those asked for; training (which evaluates) if none is.
+
+    The arguments alone do not say it: ``TrainingArguments`` switches ``do_eval`` on by itself.
+    """
+    return {name for name in STEPS if name in given and getattr(args, name)} or {"do_train"}
+
+
+def adjust_to_noise_and_processes(
+    options: RecipeArguments, args: BalanceMixTrainingArguments, given: set[str]
+) -> None:
+    """Set what follows from other options: the threshold ε from the noise, the batch per device from the total.
+
+    Raises:
+        ValueError: If the total batch size cannot be divided by the processes and accumulated batches.
+    """
+    if options.noise == "single_positive" and "relabel_threshold" not in given:
+        args.relabel_threshold = SINGLE_POSITIVE_THRESHOLD
+    if {"total_batch_size", "per_device_train_batch_size"} <= given:
+        raise ValueError(
+            "Expected --total_batch_size or --per_device_train_batch_size, found both. Leave one out: the first is "
+            "the second times processes times --gradient_accumulation_steps."
+        )
+    total = None if "per_device_train_batch_size" in given else options.total_batch_size
+    if total is None:
+        return
+    devices = args.world_size * max(args.n_gpu, 1)
+    parts = devices * args.gradient_accumulation_steps
+    if total < 1 or total % parts:
+        raise ValueError(
+            f"Expected a --total_batch_size that {devices} processes or devices × {args.gradient_accumulation_steps} "
+            f"accumulated batches divide, found {total}. Choose a multiple of {parts}, or other numbers of these."
+        )
+    args.per_device_train_batch_size = total // parts
 
 
 def check_options(
@@ -60,6 +140,11 @@ def check_options(
         raise ValueError(
             f"Expected each method once in --methods, found {' '.join(methods)}. For repeats use --seeds."
         )
+    if options.checkpoint is not None and "do_train" in chosen_steps(args, given):
+        raise ValueError(
+            "Expected --checkpoint with --do_eval or --do_predict, found it with training. To start from a trained "
+            f"model use --backbone {options.checkpoint}; to go on with a broken-off run, --resume."
+        )
     positive = ["learning_rate"] + ["num_train_epochs"] * (args.max_steps <= 0)
     for name, value in {"seeds": options.seeds, **{name: getattr(args, name) for name in positive}}.items():
         if not value > 0:
@@ -72,19 +157,23 @@ def check_options(
             "the mAP of every epoch. Leave it unset."
         )
     for method in methods:
-        for name, value in METHODS[method].options.items():
-            if name in given and getattr(args, name) != value:
-                raise ValueError(
-                    f"Expected --{name} {value} with method {method}, which is defined by it, found "
-                    f"{getattr(args, name)}. Leave it out, or choose another method."
-                )
-        refinement = METHODS[method].options.get("refinement", args.refinement)
-        refines = METHODS[method].trainer is BalanceMixTrainer and refinement != "none"
-        if refines and args.max_steps <= 0 and args.warmup_epochs >= args.num_train_epochs:
+        _check_method(method, args, given)
+
+
+def _check_method(method: str, args: BalanceMixTrainingArguments, given: set[str]) -> None:
+    for name, value in METHODS[method].options.items():
+        if name in given and getattr(args, name) != value:
             raise ValueError(
-                f"Expected --warmup_epochs below the {args.num_train_epochs:g} of --num_train_epochs, found "
-                f"{args.warmup_epochs}: {method} would never refine a label. A fifth to a quarter is a fair start."
+                f"Expected --{name} {value} with method {method}, which is defined by it, found "
+                f"{getattr(args, name)}. Leave it out, or choose another method."
             )
+    refinement = METHODS[method].options.get("refinement", args.refinement)
+    refines = METHODS[method].trainer is BalanceMixTrainer and refinement != "none"
+    if refines and args.max_steps <= 0 and args.warmup_epochs >= args.num_train_epochs:
+        raise ValueError(
+            f"Expected --warmup_epochs below the {args.num_train_epochs:g} of --num_train_epochs, found "
+            f"{args.warmup_epochs}: {method} would never refine a label. A fifth to a quarter is a fair start."
+        )
 
 
 def check_writable(output_dir: Path) -> None:
@@ -99,8 +188,28 @@ def check_writable(output_dir: Path) -> None:
         ) from error
 
 
-def plan_run(options: RecipeArguments, args: BalanceMixTrainingArguments, method: str, seed: int) -> dict[str, Any]:
-    """Return the trainer's arguments and the settings that identify one run."""
+@dataclass(frozen=True)
+class Plan:
+    """One run: the trainer's arguments, what identifies it in results.json, and its name for the screen."""
+
+    args: BalanceMixTrainingArguments
+    settings: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Method and seed, for bars and messages."""
+        return f"{self.settings['method']}, seed {self.settings['seed']}"
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and the final model go."""
+        return Path(str(self.args.output_dir))
+
+
+def plan_run(
+    options: RecipeArguments, args: BalanceMixTrainingArguments, data: dict[str, Any], method: str, seed: int
+) -> Plan:
+    """Return the plan of one run; ``data`` is what identifies the data set."""
     changed = {
         "output_dir": str(Path(str(args.output_dir)) / f"{method}-seed{seed}"),
         "seed": seed,
@@ -111,16 +220,18 @@ def plan_run(options: RecipeArguments, args: BalanceMixTrainingArguments, method
     settings = {
         "method": method,
         "seed": seed,
+        "data": data,
         "backbone": options.backbone,
         "pretrained": options.pretrained,
         "image_size": options.image_size,
         "noise": options.noise,
         "noise_rate": noise_rate(options),
+        "on_bad_image": options.on_bad_image,
         "images_per_step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
         **{name: str(getattr(args, name)) for name in _TRAINING_SETTINGS},
         **run_args.method_settings(),
     }
-    return {"args": run_args, "settings": settings}
+    return Plan(run_args, settings)
 
 
 def noise_rate(options: RecipeArguments) -> float | None:

@@ -1,0 +1,87 @@
+"""Where a user's data may lie: on the Hub, saved by ``datasets``, in Parquet, in images with metadata → raw splits."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from datasets.exceptions import DatasetBuildError, DatasetsError
+
+from hf_balancemix.data.metadata import EXAMPLE, METADATA_FILES, files_by_split, find_files, read_metadata
+from hf_balancemix.data.voc import describe
+
+LAYOUT = (
+    f"A folder holds images and {EXAMPLE}, in it or in its folders train and test; or Parquet files with a column "
+    "image; or what `save_to_disk` wrote"
+)
+
+
+def load_hub(name: str, config: str | None) -> dict[str, datasets.Dataset]:
+    """Load all splits of a data set of the Hub.
+
+    Raises:
+        ValueError: It cannot be loaded, whatever the reason.
+    """
+    if os.path.exists(name):
+        raise _mistake("the name of a data set on the Hub as `dataset`", f"the path {name!r}", "Pass it as `data_dir`")
+    try:
+        return dict(datasets.load_dataset(name, config))
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        what = f"the data set {name!r} of the Hub" + (f" with configuration {config!r}" if config else "")
+        remedy = (
+            "Check the name on https://huggingface.co/datasets and the connection; if it is gated, accept its terms "
+            "there and run `hf auth login`; or pass a local copy as `data_dir`"
+        )
+        raise _mistake(what, _reason(error), remedy) from error
+
+
+def load_local(folder: Path) -> dict[str, datasets.Dataset]:
+    """Load all splits in a folder; ``LAYOUT`` says what may be in it.
+
+    Raises:
+        ValueError: None of it is there, or it cannot be read.
+    """
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return _load_saved(folder)
+        if metadata := [file for file in find_files(folder, "metadata.*") if file.name in METADATA_FILES]:
+            return read_metadata(folder, metadata)
+        if files := find_files(folder, "*.parquet"):
+            return _load_parquet(folder, files)
+        found = describe(folder)
+    except PermissionError as error:
+        raise _mistake("files that can be read", f"{error.filename!r} ({error.strerror})", "Permit it") from error
+    raise _mistake("labelled images in `data_dir`", found, f"Correct the path. {LAYOUT}")
+
+
+def _load_saved(folder: Path) -> dict[str, datasets.Dataset]:
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise _mistake(
+            f"a complete data set of `save_to_disk` in {str(folder)!r}", _reason(error), "Save it again"
+        ) from error
+    return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+
+
+def _load_parquet(folder: Path, files: Sequence[Path]) -> dict[str, datasets.Dataset]:
+    splits = files_by_split(folder, files)
+    try:  # escaped, for it takes names as patterns
+        data_files = {split: [glob.escape(str(file)) for file in own] for split, own in splits.items()}
+        return dict(datasets.load_dataset("parquet", data_files=data_files))
+    except (OSError, ValueError, DatasetsError) as error:
+        expected = f"Parquet files with the same columns in {str(folder)!r}"
+        raise _mistake(expected, _reason(error), "Write the files again") from error
+
+
+def _reason(error: BaseException) -> str:
+    # Errors in building say nothing themselves.
+    cause = error.__cause__ if isinstance(error, DatasetBuildError) and error.__cause__ else error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}".rstrip(".")
+
+
+def _mistake(expected: str, found: str, remedy: str) -> ValueError:
+    return ValueError(f"Expected {expected}, found {found}. {remedy}.")

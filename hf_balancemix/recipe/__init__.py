@@ -1,0 +1,6 @@
+"""What every ``recipes/*.py`` shares: parse, load, train, evaluate, predict, write."""
+
+from hf_balancemix.recipe.defaults import BOOKKEEPING, PAPER
+from hf_balancemix.recipe.main import Recipe, main
+
+__all__ = ["BOOKKEEPING", "PAPER", "Recipe", "main"]

@@ -1,0 +1,87 @@
+"""What a run shows while it goes on."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+# A bar that is written to a file gets a line each time.
+_SECONDS = 0.5 if sys.stderr.isatty() else 30.0
+_LINES_PER_RUN = 10
+
+
+class Progress(TrainerCallback):
+    """A bar of optimiser steps with the last test mAP, one per evaluation, and a line about every tenth of the run.
+
+    Args:
+        label: In front of the bars.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.bar: Any = None
+        self.evaluation: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar of steps; a resumed run begins where it goes on."""
+        disable = not state.is_world_process_zero
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.label,
+            unit="step",
+            disable=disable,
+            mininterval=_SECONDS,
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move on."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Move the bar of the evaluation on."""
+        if not state.is_world_process_zero:
+            return
+        if self.evaluation is None:
+            # Shown only where it takes long.
+            self.evaluation = tqdm(
+                total=len(eval_dataloader), desc="evaluation", unit="batch", leave=False, delay=2, mininterval=_SECONDS
+            )
+        self.evaluation.update()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the last mAP, and write a line about ten times per run."""
+        self._close_evaluation()
+        metrics = kwargs["metrics"]
+        if self.bar is None or "eval_map" not in metrics:
+            return
+        shown = {
+            name: metrics[f"eval_{name}"] for name in ("map", "many", "medium", "few") if f"eval_{name}" in metrics
+        }
+        text = ", ".join(f"{'mAP' if name == 'map' else name} {value:.1f}" for name, value in shown.items())
+        self.bar.set_postfix_str(text, refresh=False)
+        epoch, every = round(state.epoch or 0), math.ceil(args.num_train_epochs / _LINES_PER_RUN)
+        if state.is_world_process_zero and epoch % every == 0:
+            tqdm.write(f"{self.label}: epoch {epoch}, {text}", file=sys.stderr)
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        """Close the bar of the prediction."""
+        self._close_evaluation()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _close_evaluation(self) -> None:
+        if self.evaluation is not None:
+            self.evaluation.close()
+            self.evaluation = None

@@ -1,0 +1,162 @@
+"""One run of a recipe: train, or load what was trained; evaluate; write scores."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from datasets import DatasetDict
+from transformers import PrinterCallback, ProgressCallback, set_seed
+
+from hf_balancemix.build import build_model
+from hf_balancemix.data.images import image_names
+from hf_balancemix.data.noise import NoiseSpec, inject_noise
+from hf_balancemix.metrics import mean_average_precision
+from hf_balancemix.predict import load_checkpoint
+from hf_balancemix.recipe.options import Plan, RecipeArguments, check_settings
+from hf_balancemix.recipe.progress import Progress
+from hf_balancemix.report import MultiLabelReport, multilabel_report
+from hf_balancemix.reports.predictions import ScoreWriter
+from hf_balancemix.training.checkpoints import complete_checkpoints
+from hf_balancemix.training.methods import METHODS
+from hf_balancemix.training.multilabel import MultiLabelTrainer
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "hf-balancemix")
+_PREDICT_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all runs of one command share.
+
+    Attributes:
+        options: The recipe's options.
+        splits: "train" and "test", with the given labels.
+        class_names: K names.
+        train_counts: (K,) positives per class in the given training labels.
+        groups: Class groups by name, or None for many-, medium- and few-shot classes by ``train_counts``.
+        unreadable: How many images of each split were left out.
+    """
+
+    options: RecipeArguments
+    splits: DatasetDict
+    class_names: tuple[str, ...]
+    train_counts: npt.NDArray[np.int64]
+    groups: Mapping[str, Sequence[str]] | None
+    unreadable: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Logits (N, K) on the test split, and the report on them."""
+
+    logits: npt.NDArray[Any]
+    report: MultiLabelReport
+    groups: dict[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """Return mAP, that of each group, and AP per class, in points; a class without positives has None."""
+        per_class = zip(self.report.class_names, self.report.ap, strict=True)
+        return {
+            "map": self.report.map,
+            "groups": self.groups,
+            "per_class_ap": {name: None if np.isnan(ap) else 100 * float(ap) for name, ap in per_class},
+        }
+
+
+def train(job: Job, plan: Plan) -> tuple[MultiLabelTrainer, dict[str, Any]]:
+    """Train one method with one seed, or go on with it; return the trainer and what is to be said of the training."""
+    options, args, settings = job.options, plan.args, plan.settings
+    training_split = job.splits["train"]
+    if options.noise != "none":
+        noise = NoiseSpec(options.noise, settings["noise_rate"], settings["seed"])
+        training_split = inject_noise(training_split, noise)
+    set_seed(args.seed)
+    model, processor = build_model(options.backbone, job.class_names, options.image_size, options.pretrained)
+    trainer = METHODS[settings["method"]].trainer(
+        model, args, train_dataset=training_split, eval_dataset=job.splits["test"], processing_class=processor
+    )
+    _show_progress(trainer, plan.label)
+    resumable = bool(options.resume and complete_checkpoints(plan.folder))
+    check_settings(plan.folder, settings, resumable, trainer.is_world_process_zero())
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resumable)
+    seconds = time.perf_counter() - start
+    trainer.save_model()
+    return trainer, {
+        "seconds": round(seconds, 1),
+        "epochs": _epochs(trainer.state.log_history),
+        "images": {name: len(split) for name, split in job.splits.items()},
+        "unreadable_images": job.unreadable,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "resumed": resumable,
+    }
+
+
+def load_trained(job: Job, plan: Plan, checkpoint: str | Path) -> MultiLabelTrainer:
+    """Load a trained model for evaluation and prediction.
+
+    Raises:
+        ValueError: If there is none, or if its classes are not those of the data.
+    """
+    model, processor = load_checkpoint(checkpoint)
+    try:
+        trainer = MultiLabelTrainer(model, plan.args, eval_dataset=job.splits["test"], processing_class=processor)
+    except ValueError as error:
+        raise ValueError(f"Cannot evaluate {str(checkpoint)!r} on this data. {error}") from error
+    _show_progress(trainer, str(checkpoint))
+    return trainer
+
+
+def evaluate(job: Job, trainer: MultiLabelTrainer) -> Evaluation:
+    """Predict the test split and report on it."""
+    predicted = trainer.predict(job.splits["test"])
+    logits, labels = np.asarray(predicted.predictions), np.asarray(predicted.label_ids)
+    thresholds = (trainer.args.medium_shot_from, trainer.args.many_shot_from)
+    report = multilabel_report(
+        logits, labels.clip(min=0), job.class_names, job.train_counts, thresholds, ignore=labels < 0
+    )
+    if job.groups is None:
+        members = {name: list(indices) for name, indices in report.groups.items()}
+    else:
+        members = {name: [job.class_names.index(c) for c in classes] for name, classes in job.groups.items()}
+    groups = {name: mean_average_precision(report.ap[indices]) for name, indices in members.items()}
+    # A group without evaluated classes is absent, not NaN, which JSON does not know.
+    return Evaluation(logits, report, {name: value for name, value in groups.items() if value == value})
+
+
+def write_scores(job: Job, evaluation: Evaluation, path: Path) -> None:
+    """Write the score of every class for every test image; an earlier file is replaced."""
+    names = image_names(job.splits["test"], "image")
+    probs = 0.5 + 0.5 * np.tanh(0.5 * evaluation.logits.astype(np.float64))  # a sigmoid without overflow
+    with ScoreWriter(path, job.class_names, overwrite=True) as writer:
+        for start in range(0, len(names), _PREDICT_ROWS):
+            rows = slice(start, start + _PREDICT_ROWS)
+            writer.write(names[rows], probs[rows])
+
+
+def _show_progress(trainer: MultiLabelTrainer, label: str) -> None:
+    for kind in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(kind)
+    trainer.add_callback(Progress(label))
+
+
+def _epochs(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Merge the logs of each finished epoch: the evaluation, and the refresh that follows it."""
+    merged: dict[float, dict[str, float]] = {}
+    for entry in log_history:
+        epoch = entry["epoch"]
+        if "eval_map" in entry:
+            merged.setdefault(epoch, {"epoch": epoch})["map"] = entry["eval_map"]
+        elif "refresh_seconds" in entry and epoch in merged:
+            # A share of nothing is NaN, which JSON does not know: leave it out.
+            numbers = {key: value for key, value in entry.items() if value == value and key not in ("epoch", "step")}
+            merged[epoch] |= numbers
+    return list(merged.values())
