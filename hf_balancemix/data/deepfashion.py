@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from hf_balancemix.data.voc import data_folders, describe, image_table, read_lines
+from hf_balancemix.data.files import data_folders, describe, image_table, read_lines
 
 _FOLDER = "Category and Attribute Prediction Benchmark"
 _SPLITS = {"train": ("train", "val"), "test": ("test",)}

@@ -108,7 +108,9 @@ def read_metadata(folder: Path, files: Sequence[Path]) -> dict[str, datasets.Dat
             "Write it in the same way everywhere",
         ) from None
     features = datasets.Features.from_arrow_schema(whole.schema) | {"image": datasets.Image()}
-    _warn_of_unlisted(whole["image"].to_pylist())
+    images = whole["image"].to_pylist()
+    _check_covered(folder, images)
+    _warn_of_unlisted(images)
     data, start = {}, 0
     for split, tables in splits.items():
         names = list(dict.fromkeys(name for table in tables for name in table.column_names))
@@ -217,13 +219,28 @@ def _check_unique(split: str, images: pa.ChunkedArray) -> None:
         )
 
 
+def _check_covered(folder: Path, images: Sequence[str]) -> None:
+    """Refuse a split's folder with images none of which is listed: without its metadata the split would vanish."""
+    for child in sorted(path for path in folder.iterdir() if path.is_dir() and _split_name(path / "any")):
+        inside = [file for file in find_files(child, "*") if file.name.lower().endswith(_image_endings())]
+        if inside and not any(image.startswith(f"{child}{os.sep}") for image in images):
+            found = f"{len(inside)} images in {str(child)!r} and none of them in a metadata file"
+            raise _mistake(
+                "metadata for the images of every split", found, f"Write {EXAMPLE}; or move the folder away"
+            )
+
+
+def _image_endings() -> tuple[str, ...]:
+    return tuple(PIL.Image.registered_extensions())
+
+
 def _warn_of_unlisted(images: Sequence[str]) -> None:
     """Say how many images lie beside those in the metadata without being in it."""
     listed: dict[str, set[str]] = {}
     for image in images:
         folder, name = os.path.split(image)
         listed.setdefault(folder, set()).add(name)
-    endings = tuple(PIL.Image.registered_extensions())
+    endings = _image_endings()
     unlisted = [
         os.path.join(folder, name)
         for folder, names in listed.items()

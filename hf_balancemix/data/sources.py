@@ -10,8 +10,9 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetBuildError, DatasetsError
 
+from hf_balancemix.connection import prepare_hub
+from hf_balancemix.data.files import describe
 from hf_balancemix.data.metadata import EXAMPLE, METADATA_FILES, files_by_split, find_files, read_metadata
-from hf_balancemix.data.voc import describe
 
 LAYOUT = (
     f"A folder holds images and {EXAMPLE}, in it or in its folders train and test; or Parquet files with a column "
@@ -27,6 +28,7 @@ def load_hub(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     """
     if os.path.exists(name):
         raise _mistake("the name of a data set on the Hub as `dataset`", f"the path {name!r}", "Pass it as `data_dir`")
+    prepare_hub()
     try:
         return dict(datasets.load_dataset(name, config))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:

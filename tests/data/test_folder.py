@@ -487,3 +487,10 @@ def test_an_unreachable_hub_is_one_message(monkeypatch):
         ValueError, match="the data set 'no/such-set' of the Hub, found .*Error: .*or pass a local copy"
     ):
         load_folder(dataset="no/such-set")
+
+
+def test_a_split_whose_metadata_is_missing_does_not_vanish(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "train" / "metadata.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"found 12 images in '.*train' and none of them in a metadata file"):
+        load_folder(folder)
