@@ -38,6 +38,10 @@ _SIZE_ERRORS = (RuntimeError, ValueError, AssertionError, ArithmeticError, Index
 _SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
 
 
+class ImageSizeError(ValueError):
+    """A backbone does not take pictures of this size."""
+
+
 def build_model(
     backbone: str, class_names: Sequence[str], image_size: int | None = None, pretrained: bool = True
 ) -> tuple[PreTrainedModel, Any]:
@@ -58,7 +62,8 @@ def build_model(
 
     Raises:
         ValueError: If the backbone is unknown (the message names the nearest ones) or cannot be loaded, if it is a
-            checkpoint for as many other classes, or if it does not take pictures of ``image_size``.
+            checkpoint for as many other classes; :class:`ImageSizeError` if it does not take pictures of
+            ``image_size``.
     """
     if image_size is not None and image_size < MIN_IMAGE_SIZE:
         raise ValueError(
@@ -69,6 +74,19 @@ def build_model(
     if image_size is not None:
         _check_size(model, backbone, image_size)
     return model, processor
+
+
+def usable_image_size(backbone: str, preferred: int | None) -> int | None:
+    """Return ``preferred`` if the backbone takes pictures of that size, else None, which stands for its own.
+
+    Raises:
+        ValueError: If the backbone is unknown or cannot be loaded.
+    """
+    try:
+        build_model(backbone, ["any"], preferred, pretrained=False)
+    except ImageSizeError:
+        return None
+    return preferred
 
 
 def _build(
@@ -176,9 +194,9 @@ def _check_size(model: Any, backbone: str, image_size: int) -> None:
     model.train(training)
 
 
-def _wrong_size(backbone: str, image_size: int, error: Exception) -> ValueError:
+def _wrong_size(backbone: str, image_size: int, error: Exception) -> ImageSizeError:
     reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-    return ValueError(
+    return ImageSizeError(
         f"Expected an `image_size` that {backbone} takes, found {image_size} ({reason}). Take another one, "
         "or leave it unset for the backbone's own size."
     )
@@ -265,18 +283,9 @@ def _from_hub(name: str, labels: dict[str, Any], image_size: int | None, pretrai
         model = _load(AutoModelForImageClassification, name, ignore_mismatched_sizes=True, **labels)
     else:
         model = AutoModelForImageClassification.from_config(_load(AutoConfig, name, **labels))
-    fixed = getattr(model.config, "image_size", None)
-    is_timm = model.config.model_type == "timm_wrapper"
-    if is_timm and "img_size" in _parameters(model.config.architecture.split(".")[0]):
-        fixed = model.config.pretrained_cfg["input_size"][-1]
-    if image_size and isinstance(fixed, int) and fixed != image_size:
-        raise ValueError(
-            f"Expected `image_size={fixed}`, the only size that {name} takes, found {image_size}. Leave `image_size` "
-            "unset or choose another backbone."
-        )
     if image_size is None:
         return model, processor
-    if is_timm:
+    if model.config.model_type == "timm_wrapper":
         cfg = {**model.config.pretrained_cfg, "input_size": (3, image_size, image_size), **_SQUASH}
         model.config.pretrained_cfg = cfg
         return model, TimmWrapperImageProcessor(cfg, architecture=model.config.architecture)

@@ -274,7 +274,7 @@ _Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+
 def _read_mapping(path: str) -> Iterator[tuple[str, str, Any]]:
     """Yield each key of a YAML mapping, where it stands, and its value as a node, which holds the text as written."""
     try:
-        root: Any = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), Loader=_Loader)
+        root: Any = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise ValueError(f"Expected a YAML file as --config, found {path!r} ({reason}). Check the path.") from error

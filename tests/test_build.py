@@ -14,10 +14,17 @@ import numpy as np
 import pytest
 import timm
 import torch
-from transformers import AutoModelForImageClassification, BertConfig, SwinConfig, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    BertConfig,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    SwinConfig,
+    pipeline,
+)
 
 from hf_balancemix import BalanceMixTrainer
-from hf_balancemix.build import build_model
+from hf_balancemix.build import ImageSizeError, build_model, usable_image_size
 from tests import tiny
 
 RELOAD = """
@@ -98,8 +105,10 @@ def test_small_resnet_and_local_folder(tmp_path):
 def test_a_vit_has_one_size_and_timm_builds_another(tmp_path):
     tiny.tiny_vit().save_pretrained(tmp_path)
     tiny.processor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"image_size=16.*found 32.*unset"):
+    with pytest.raises(ImageSizeError, match=r"image_size.*takes, found 32 .*16\*16.*unset"):
         build_model(str(tmp_path), tiny.NAMES, 32)
+    assert usable_image_size(str(tmp_path), 32) is None  # its own
+    assert usable_image_size(str(tmp_path), 16) == 16
     model, processor = build_model("vit_tiny_patch16_224", tiny.NAMES, 32, pretrained=False)
     assert processor.data_config["input_size"] == (3, 32, 32)
     assert model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape == (1, 5)
@@ -181,8 +190,16 @@ def test_a_saved_timm_model_takes_another_size_if_its_architecture_does(tmp_path
     BalanceMixTrainer(
         model, tiny.arguments(tmp_path), train_dataset=tiny.tiny_dataset(8), processing_class=processor
     )  # not refused
-    with pytest.raises(ValueError, match=r"image_size=64.*found 32"):
+    with pytest.raises(ImageSizeError, match=r"takes, found 32 .*64"):
         build_model(str(tmp_path / "vit"), tiny.NAMES, 32)
+
+
+def test_a_size_in_the_configuration_does_not_bind_an_architecture_that_takes_any(tmp_path):
+    config = ConvNextConfig(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], image_size=64, num_labels=5)
+    ConvNextForImageClassification(config).save_pretrained(tmp_path)
+    tiny.processor(64).save_pretrained(tmp_path)
+    _, processor = build_model(str(tmp_path), tiny.NAMES, 96)
+    assert processor.size["height"] == 96
 
 
 def test_pretrained_timm_weights_for_another_size_come_from_timm(monkeypatch):
@@ -301,7 +318,7 @@ def test_a_broken_checkpoint_folder_is_one_clear_error(tmp_path):
 
 AS_A_USER = """
 import sys, time
-from hf_balancemix.build import build_model
+from hf_balancemix.build import ImageSizeError, build_model, usable_image_size
 from hf_balancemix.command_line import run_with_clear_errors
 for name in sys.argv[1:]:
     start = time.perf_counter()

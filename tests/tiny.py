@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
@@ -103,3 +104,13 @@ def weights_of(model):
 
 def same_weights(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def refused(error, parts, call, *args, **kwargs):
+    """The call raises ``error`` with a message that has all ``parts``."""
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    print(message)
+    for part in parts:
+        assert part in message, f"{part!r} is missing in: {message}"

@@ -17,6 +17,7 @@ from datasets import disable_progress_bars as disable_map_bars
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar as disable_shard_bars
 
+from hf_balancemix.build import usable_image_size
 from hf_balancemix.command_line import RecipeParser, run_with_clear_errors
 from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.images import check_files, drop_unreadable
@@ -76,6 +77,7 @@ class Command:
     args: BalanceMixTrainingArguments
     steps: set[str]
     methods: list[str]
+    size_given: bool
 
     @property
     def output_dir(self) -> Path:
@@ -112,7 +114,7 @@ def read_command(recipe: Recipe, argv: list[str]) -> Command:
     for name in recipe.trainer_options:
         data[name] = getattr(args, name)
         setattr(args, name, None)
-    return Command(data, options, args, chosen_steps(args, parser.given), methods)
+    return Command(data, options, args, chosen_steps(args, parser.given), methods, "image_size" in parser.given)
 
 
 def _main(recipe: Recipe, argv: list[str]) -> None:
@@ -120,6 +122,8 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
     check_writable(command.output_dir)
     training = "do_train" in command.steps
     runs = _earlier_runs(command.output_dir / "results.json", command.options) if training else []
+    if training and not command.size_given:
+        _fit_image_size(command.options)
     plans = command.plans(recipe.name)
     disable_shard_bars()  # a bar per checkpoint would tear the epoch's bar
     job = _load(recipe, command)
@@ -132,6 +136,14 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
             _use(job, plan, command.steps, plan.folder, plan.folder)
     if PartialState().is_main_process:
         print_unreadable(job.unreadable, command.output_dir)
+
+
+def _fit_image_size(options: RecipeArguments) -> None:
+    """Let a backbone of one size have its own where the recipe, and not the user, asks for another."""
+    usable = usable_image_size(options.backbone, options.image_size)
+    if usable != options.image_size and PartialState().is_main_process:
+        tqdm.write(f"{options.backbone} does not take {options.image_size} px, so it gets its own size", sys.stderr)
+    options.image_size = usable
 
 
 def _earlier_runs(results_file: Path, options: RecipeArguments) -> list[dict[str, Any]]:

@@ -136,9 +136,10 @@ def check_options(
     """
     if {"method", "methods"} <= given:
         raise ValueError("Expected --method or --methods, found both. Leave one out.")
-    if len(set(methods)) < len(methods):
+    if not methods or len(set(methods)) < len(methods):
         raise ValueError(
-            f"Expected each method once in --methods, found {' '.join(methods)}. For repeats use --seeds."
+            f"Expected one method or more in --methods, each once, found {' '.join(methods) or 'none'}. For repeats "
+            "use --seeds."
         )
     if options.checkpoint is not None and "do_train" in chosen_steps(args, given):
         raise ValueError(

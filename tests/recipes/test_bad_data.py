@@ -9,6 +9,7 @@ from PIL import Image
 
 from hf_balancemix.recipe import main
 from recipes import coco, deepfashion, folder, voc
+from tests import tiny
 from tests.layouts.coco import write_coco
 from tests.layouts.folder import write_folder
 
@@ -107,3 +108,15 @@ def test_settings_in_a_file(pictures, tmp_path, capsys):
     message = error_of(folder.RECIPE, tmp_path, capsys, f"--data_dir={pictures}", f"--config={config}")
     assert re.search("totl_batch_size.*mean.*total_batch_size", message)
     assert "mine.yaml" in message
+
+
+def test_a_backbone_of_one_size_keeps_it_unless_told(pictures, tmp_path, capsys):
+    tiny.tiny_vit().save_pretrained(tmp_path / "vit")
+    tiny.processor().save_pretrained(tmp_path / "vit")
+    options = [f"--data_dir={pictures}", f"--backbone={tmp_path / 'vit'}", "--method=bce"]
+    assert "found 32" in error_of(folder.RECIPE, tmp_path, capsys, *options)  # the size is among QUICK's options
+    quick = [word for word in QUICK if not word.startswith(("--image_size", "--backbone"))]
+    main(folder.RECIPE, [f"--output_dir={tmp_path / 'ok'}", *quick, *options])
+    assert "does not take 224 px" in capsys.readouterr().err
+    (entry,) = json.loads((tmp_path / "ok" / "results.json").read_text(encoding="utf-8"))["runs"]
+    assert entry["settings"]["image_size"] is None

@@ -172,7 +172,7 @@ def test_help_is_short_and_ours_first():
         (["--learning_rate", "-1"], "learning_rate above 0"),
         (["--image_size", "0"], "image_size.*at least 8 pixels, found 0"),
         (["--eval_strategy", "no"], "eval_strategy epoch, found no"),
-        (["--methods", "bce", "bce"], "once in --methods, found bce bce"),
+        (["--methods", "bce", "bce"], "each once, found bce bce"),
         (["--method", "bce", "--methods", "mixup"], "--method or --methods"),
         (["--num-train-epochs", "20"], "warmup_epochs below the 20.*found 30: balancemix"),
         (["--methods", "bce", "mixup", "--refinement", "full"], "refinement none with method mixup.*found full"),

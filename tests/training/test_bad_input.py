@@ -33,15 +33,6 @@ def run(tmp_path, cls=BalanceMixTrainer, changes=None, **inputs):
     cls(**inputs).train()
 
 
-def refused(error, parts, call, *args, **kwargs):
-    with pytest.raises(error) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    print(message)
-    for part in parts:
-        assert part in message, f"{part!r} is missing in: {message}"
-
-
 def with_labels(values, feature=None, rows=24):
     """The tiny pictures with other labels."""
     values = values if isinstance(values, list) else [values] * rows
@@ -129,7 +120,7 @@ DATA = {
 def test_training_set(tmp_path, case, cls):
     make, parts = DATA[case]
     error = TypeError if case in ("iterable", "all splits at once", "list of rows", "torch data set") else ValueError
-    refused(error, parts, run, tmp_path, cls, train_dataset=make())
+    tiny.refused(error, parts, run, tmp_path, cls, train_dataset=make())
 
 
 OTHER = ("ant", "bee", "cat", "dog", "emu")
@@ -165,15 +156,15 @@ EVALUATION = {
 def test_evaluation_set(tmp_path, case, as_dict):
     make, parts = EVALUATION[case]
     sets = {"first": TRAIN, "second": make()} if as_dict else make()
-    refused(ValueError, parts, run, tmp_path, eval_dataset=sets)
+    tiny.refused(ValueError, parts, run, tmp_path, eval_dataset=sets)
 
 
 def test_evaluation_set_given_to_evaluate(tmp_path):
     trainer = BalanceMixTrainer(
         tiny.tiny_vit(), tiny.arguments(tmp_path), train_dataset=TRAIN, processing_class=tiny.processor()
     )
-    refused(ValueError, ("'bee' in place of 'ant'",), trainer.evaluate, renamed(SWAPPED))
-    refused(ValueError, ("Expected an `eval_dataset`", "found None", "pass one"), trainer.evaluate)
+    tiny.refused(ValueError, ("'bee' in place of 'ant'",), trainer.evaluate, renamed(SWAPPED))
+    tiny.refused(ValueError, ("Expected an `eval_dataset`", "found None", "pass one"), trainer.evaluate)
 
 
 ARGUMENTS = {
@@ -244,7 +235,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("case", ARGUMENTS)
 def test_arguments(tmp_path, case):
     changes, parts = ARGUMENTS[case]
-    refused(ValueError, parts, tiny.arguments, tmp_path, **changes)
+    tiny.refused(ValueError, parts, tiny.arguments, tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +324,7 @@ INPUTS = {
 @pytest.mark.parametrize("case", INPUTS)
 def test_constructor(tmp_path, case, cls):
     error, make, parts = INPUTS[case]
-    refused(error, parts, run, tmp_path, cls, **make(tmp_path))
+    tiny.refused(error, parts, run, tmp_path, cls, **make(tmp_path))
 
 
 def test_arguments_reach_the_command_line_unchanged(tmp_path):

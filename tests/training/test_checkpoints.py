@@ -61,15 +61,6 @@ def warnings(monkeypatch):
     return lines
 
 
-def refused(error, parts, call, *args, **kwargs):
-    with pytest.raises(error) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    print(message)
-    for part in parts:
-        assert part in message, f"{part!r} is missing in: {message}"
-
-
 def resumes_exactly(folder, finished, checkpoint=True):
     trainer = make(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -113,7 +104,7 @@ def test_resume_is_exact_from_every_checkpoint(folder, finished):
 
 def test_a_path_object_is_checked_like_a_text(folder, finished):
     resumes_exactly(folder, finished, folder / "checkpoint-4")
-    refused(ValueError, ("found nothing at", "Check the path"), make(folder).train, folder / "checkpoint-5")
+    tiny.refused(ValueError, ("found nothing at", "Check the path"), make(folder).train, folder / "checkpoint-5")
 
 
 # ---- refused ----
@@ -162,7 +153,7 @@ def test_another_run_is_refused(folder, case):
         changes = {**changes, "model": changes["model"]()}
     trainer = make(folder, callbacks=[At("on_step_begin", 4, lambda **_: pytest.fail("a step began"))], **changes)
     parts = ("Cannot resume from", "checkpoint-4", *parts, "Use the settings of the interrupted run")
-    refused(ValueError, parts, trainer.train, str(folder / "checkpoint-4"))
+    tiny.refused(ValueError, parts, trainer.train, str(folder / "checkpoint-4"))
 
 
 def test_other_steps_per_epoch_are_refused(tmp_path):
@@ -175,7 +166,7 @@ def test_other_steps_per_epoch_are_refused(tmp_path):
         {"dataloader_drop_last": False},
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
     ):
-        refused(ValueError, parts, make(tmp_path, train=train, **changes).train, str(tmp_path / "checkpoint-4"))
+        tiny.refused(ValueError, parts, make(tmp_path, train=train, **changes).train, str(tmp_path / "checkpoint-4"))
 
 
 @pytest.mark.parametrize("rows", [23, 24, 25])
@@ -267,8 +258,8 @@ def test_damaged_label_state(folder, finished, warnings, case):
         f"lacks a readable {FILE_NAME}",
         f"Resume from {folder / 'checkpoint-2'}",
     )
-    refused(ValueError, parts, make(folder).train, str(folder / "checkpoint-4"))
-    refused(ValueError, (found, "Resume from another checkpoint"), LabelState.load, folder / "checkpoint-4")
+    tiny.refused(ValueError, parts, make(folder).train, str(folder / "checkpoint-4"))
+    tiny.refused(ValueError, (found, "Resume from another checkpoint"), LabelState.load, folder / "checkpoint-4")
     resumes_exactly(folder, finished)
     assert f"Passing over an incomplete checkpoint: checkpoint-4 lacks a readable {FILE_NAME}" in warnings[0]
 
@@ -285,12 +276,12 @@ def test_incomplete_newest_checkpoint_is_passed_over(folder, finished, warnings,
 
 def test_no_checkpoint_to_resume_from(tmp_path):
     parts = ("Expected a complete checkpoint", "found none", "Start the run without resuming")
-    refused(ValueError, parts, make(tmp_path).train, True)
+    tiny.refused(ValueError, parts, make(tmp_path).train, True)
     (tmp_path / "checkpoint-3").mkdir()
     parts = ("only incomplete ones", "checkpoint-3 lacks trainer_state.json", "Start the run without resuming")
-    refused(ValueError, parts, make(tmp_path).train, True)
+    tiny.refused(ValueError, parts, make(tmp_path).train, True)
     parts = ("Expected a checkpoint folder", "found nothing", "Check the path")
-    refused(ValueError, parts, make(tmp_path).train, str(tmp_path / "checkpoint-9"))
+    tiny.refused(ValueError, parts, make(tmp_path).train, str(tmp_path / "checkpoint-9"))
 
 
 # ---- stops in mid-run ----
