@@ -323,7 +323,7 @@ def test_a_non_finite_loss_is_not_taken_for_a_failed_save(tmp_path, save_only_mo
 
 
 def test_a_diverging_run_stops(tmp_path):
-    refused(
+    tiny.refused(
         FloatingPointError,
         ("Expected a finite loss", "optimiser steps", "rows", "start anew with a lower one"),
         make(tmp_path, learning_rate=1e30).train,
@@ -359,7 +359,7 @@ def test_disk_full_while_saving(tmp_path, finished, monkeypatch, what, stale):
         shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "checkpoint-4")
     monkeypatch.setattr(owner, name, failing)
     parts = ("checkpoint-4 failed", "No space left", f"Kept: {tmp_path / 'checkpoint-2'}", "Free some disk space")
-    refused(OSError, (*parts, "resume_from_checkpoint=True"), make(tmp_path).train)
+    tiny.refused(OSError, (*parts, "resume_from_checkpoint=True"), make(tmp_path).train)
     monkeypatch.undo()
     assert not (tmp_path / "checkpoint-4").exists()
     assert not list(tmp_path.rglob("*.tmp"))
@@ -368,7 +368,9 @@ def test_disk_full_while_saving(tmp_path, finished, monkeypatch, what, stale):
 
 def test_disk_full_at_the_first_save(tmp_path, monkeypatch):
     monkeypatch.setattr(LabelState, "save", disk_full)
-    refused(OSError, ("checkpoint-2 failed", "No earlier checkpoint exists", "Free some disk"), make(tmp_path).train)
+    tiny.refused(
+        OSError, ("checkpoint-2 failed", "No earlier checkpoint exists", "Free some disk"), make(tmp_path).train
+    )
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
