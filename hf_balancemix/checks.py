@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from hf_balancemix.messages import nearest
 
 _REFUSED = {
     "label_smoothing_factor": (
@@ -40,12 +41,6 @@ _DIVERGED = (
     "anew with a lower one: a resumed run keeps the old one. Otherwise check these images, or use bf16 instead of "
     "fp16, then resume with `train(resume_from_checkpoint=True)`."
 )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def check_trainer_arguments(args: Any) -> None:
@@ -170,7 +165,8 @@ def check_batch_size(num_rows: int, batch_size: int, world_size: int, drop_last:
         raise ValueError(
             f"Expected at least one batch of {needed} training images ({batch_size} on each of {world_size} "
             f"processes), found {num_rows} images. Lower `per_device_train_batch_size` to at most "
-            f"{num_rows // world_size}, or set `dataloader_drop_last=False`."
+            f"{num_rows // world_size} (a recipe's --total_batch_size in proportion), or set "
+            "`dataloader_drop_last=False`."
         )
 
 

@@ -27,7 +27,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from hf_balancemix.checks import nearest
+from hf_balancemix.messages import nearest
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 
 # Options of the Trainer that the short help shows too.
@@ -104,13 +104,11 @@ class RecipeParser:
     Attributes:
         given: After :meth:`parse`, the names of the options that stood on the command line or in the file. ``null`` in
             the file does not count: it unsets an option.
-        given_on_command_line: Those of them that stood on the command line.
     """
 
     def __init__(self, types: Sequence[Any], defaults: dict[str, Any], description: str) -> None:
         self.types = list(types)
         self.given: set[str] = set()
-        self.given_on_command_line: set[str] = set()
         style: dict[str, Any] = {"add_help": False, "allow_abbrev": False, "formatter_class": _Formatter}
         self.parser = _Parser(self.types, description=description, usage="%(prog)s [options]", **style)
         self.parser.add_argument(
@@ -155,7 +153,6 @@ class RecipeParser:
         for pair in _EXCLUSIVE:
             if typed.keys() & pair:
                 filed = {name: value for name, value in filed.items() if name not in pair}
-        self.given_on_command_line = set(typed)
         self.given = {*typed, *filed}
         values = vars(self.parser.parse_known_args([])[0]) | unset | filed | typed
         try:

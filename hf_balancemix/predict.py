@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from hf_balancemix.checks import nearest
 from hf_balancemix.connection import prepare_hub
 from hf_balancemix.data.columns import find_image_column
 from hf_balancemix.data.pairs import EvalDataset, ImageRows, as_batch
 from hf_balancemix.data.transforms import ImageTransform
+from hf_balancemix.messages import nearest
 
 # Looked for in folders; a file that is named may have any ending.
 IMAGE_ENDINGS = (

@@ -9,7 +9,7 @@ paper's 50 epochs are 91,600 steps of 64 image pairs at 448 px.
 
 from dataclasses import dataclass, field
 
-from hf_balancemix.data.coco import load_coco
+from hf_balancemix.data.coco import YEARS, load_coco
 from hf_balancemix.recipe import PAPER, Recipe, main
 
 
@@ -22,7 +22,7 @@ class CocoArguments:
         default=None,
         metadata={
             "help": "2017 (the paper's) or 2014; the one that is there unless set.",
-            "choices": ["2014", "2017"],
+            "choices": list(YEARS),
         },
     )
     keep_empty: bool = field(

@@ -9,7 +9,7 @@ images), tested on VOC2007 test. A GPU is needed to finish: the paper's 20 epoch
 
 from dataclasses import dataclass, field
 
-from hf_balancemix.data.voc import load_voc
+from hf_balancemix.data.voc import DIFFICULT_EVAL, DIFFICULT_TRAIN, YEARS, load_voc
 from hf_balancemix.recipe import PAPER, Recipe, main
 
 
@@ -23,18 +23,18 @@ class VocArguments:
         metadata={
             "help": "Training images: 07+12 (the paper's) or 07, tested on VOC2007 test; 12: VOC2012 train, tested on "
             "its val.",
-            "choices": ["07", "12", "07+12"],
+            "choices": list(YEARS),
         },
     )
     difficult_train: str = field(
         default="negative",
-        metadata={"help": "Classes with difficult objects only, in training.", "choices": ["negative", "positive"]},
+        metadata={"help": "Classes with difficult objects only, in training.", "choices": list(DIFFICULT_TRAIN)},
     )
     difficult_eval: str = field(
         default="ignore",
         metadata={
             "help": "The same in evaluation: ignore is the official rule. Compare mAP within one convention only.",
-            "choices": ["ignore", "negative", "positive"],
+            "choices": list(DIFFICULT_EVAL),
         },
     )
 

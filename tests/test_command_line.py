@@ -68,7 +68,6 @@ def test_precedence(parse, recipe, file, typed):
     assert found["image_size"] == (None, 1, 2, 3)[level]
     both = {"learning_rate", "image_size"}
     assert it.given == (both if file or typed else set()) | (set() if file else {"seed"})
-    assert it.given_on_command_line == (both if typed else set())
 
 
 @pytest.mark.parametrize(
@@ -214,7 +213,7 @@ def test_of_two_exclusive_options_the_command_line_wins(parse, text, words, give
 def test_batch_sizes_are_exclusive_too(parse):
     it, found = parse("total_batch_size: 64", "--per_device_train_batch_size", "4")
     assert (found["total_batch_size"], found["per_device_train_batch_size"]) == (None, 4)
-    assert it.given == it.given_on_command_line == {"per_device_train_batch_size"}
+    assert it.given == {"per_device_train_batch_size"}
     it, found = parse("per_device_train_batch_size: 4", "--total_batch_size", "64")
     assert (found["total_batch_size"], found["per_device_train_batch_size"]) == (64, 8)
 
@@ -222,7 +221,7 @@ def test_batch_sizes_are_exclusive_too(parse):
 def test_what_was_given_is_known_by_one_name():
     it = parser()
     it.parse(["--no-pretrained", "--learning-rate", "1", "--resume"])
-    assert it.given == it.given_on_command_line == {"pretrained", "learning_rate", "resume"}
+    assert it.given == {"pretrained", "learning_rate", "resume"}
 
 
 @pytest.mark.parametrize(

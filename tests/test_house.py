@@ -22,6 +22,7 @@ LAYERS = (
     ("report",),
     ("method", "losses", "metrics"),
     ("checks", "connection"),
+    ("messages",),
     ("version",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

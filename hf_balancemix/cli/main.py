@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hf_balancemix.checks import nearest
 from hf_balancemix.cli import predict
 from hf_balancemix.command_line import run_with_clear_errors
+from hf_balancemix.messages import nearest
 from hf_balancemix.version import __version__
 
 # Each has DESCRIPTION, EXAMPLE, add_options(parser) and run(options).

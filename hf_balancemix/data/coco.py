@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_balancemix.messages import mistake, some
 from hf_balancemix.version import __version__
 
 YEARS = ("2017", "2014")
@@ -146,7 +147,7 @@ def load_coco(
     root, year = _find(data_dir, year)
     cache = str(cache_dir or datasets.config.HF_DATASETS_CACHE)
     if "::" in cache:  # `datasets` would cut it there, and take one cached set for another
-        raise _mistake("cache_dir without '::', which separates file systems", repr(cache), "Choose another folder")
+        raise mistake("cache_dir without '::', which separates file systems", repr(cache), "Choose another folder")
     parts = [root / part for part in _parts(year)]
     sources = {}
     for split, path, folder in zip(_SPLITS, parts[:2], parts[2:], strict=True):
@@ -179,18 +180,18 @@ def _find(data_dir: Any, year: Any) -> tuple[Path, str]:
     expected = f"data_dir to hold COCO: {', '.join(_parts(years[0]))}"
     expected += " (or all with 2014)" if year is None else ""
     if not data_dir:
-        raise _mistake(expected, f"data_dir={data_dir!r}", f"{_DOWNLOAD.format(years[0])}, then pass it")
+        raise mistake(expected, f"data_dir={data_dir!r}", f"{_DOWNLOAD.format(years[0])}, then pass it")
     root = Path(os.path.abspath(os.path.expanduser(data_dir)))
     if not root.is_dir():
-        raise _mistake(expected, f"no folder {str(root)!r}", f"Correct the path. {_DOWNLOAD.format(years[0])}")
+        raise mistake(expected, f"no folder {str(root)!r}", f"Correct the path. {_DOWNLOAD.format(years[0])}")
     missing = {y: [part for part in _parts(y) if not (root / part).exists()] for y in years}
     best = min(years, key=lambda y: len(missing[y]))
     if not missing[best]:
         return root, best
     entries = sorted(os.listdir(root))
     lacks = "has none of these" if missing[best] == _parts(best) else f"lacks {', '.join(missing[best])}"
-    found = f"{str(root)!r}, which {lacks} and holds {_some(entries) if entries else 'nothing'}"
-    raise _mistake(expected, found, _DOWNLOAD.format(best) + ("" if year is None else ", or leave year unset"))
+    found = f"{str(root)!r}, which {lacks} and holds {some(entries) if entries else 'nothing'}"
+    raise mistake(expected, found, _DOWNLOAD.format(best) + ("" if year is None else ", or leave year unset"))
 
 
 def _read(source: _Source, keep_empty: bool) -> tuple[list[_Category], pa.Table]:
@@ -199,7 +200,7 @@ def _read(source: _Source, keep_empty: bool) -> tuple[list[_Category], pa.Table]
     try:
         file = _decoder.decode(Path(path).read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _mistake(f"COCO's annotations as JSON in {path!r}", f"a problem: {error}", _REPAIR) from None
+        raise mistake(f"COCO's annotations as JSON in {path!r}", f"a problem: {error}", _REPAIR) from None
     categories = sorted(file.categories, key=lambda category: category.id)
     pictures = sorted(file.images, key=lambda picture: picture.id)
     ids = [picture.id for picture in pictures]
@@ -226,7 +227,7 @@ def _read(source: _Source, keep_empty: bool) -> tuple[list[_Category], pa.Table]
     if table.num_rows == 0:
         found = f"none, of {len(ids)} images and {len(file.annotations)} annotations"
         remedy = "Unpack the official file again" + ("; keep_empty=True keeps images without any" if len(ids) else "")
-        raise _mistake(f"at least one annotated image in {path!r}", found, remedy)
+        raise mistake(f"at least one annotated image in {path!r}", found, remedy)
     return categories, table
 
 
@@ -239,27 +240,19 @@ def _positions(
     if found.null_count:
         bad = annotations[found.is_null().index(True).as_py()]
         what = f"annotation {bad.id} of image {bad.image_id} with category {bad.category_id}"
-        raise _mistake(f"{name} to be one of the {len(known)} in {path!r}", f"{getattr(bad, name)} in {what}", _REPAIR)
+        raise mistake(f"{name} to be one of the {len(known)} in {path!r}", f"{getattr(bad, name)} in {what}", _REPAIR)
     return found.to_numpy().astype(np.int64)
 
 
 def _check_unique(path: str, what: str, values: Sequence[int | str]) -> None:
     for value, count in Counter(values).most_common(1):
         if count > 1:
-            raise _mistake(f"each {what} once in {path!r}", f"{value!r} in {count} entries", _REPAIR)
+            raise mistake(f"each {what} once in {path!r}", f"{value!r} in {count} entries", _REPAIR)
 
 
 def _check_same(sources: dict[str, _Source], train: list[_Category], test: list[_Category]) -> None:
     first, second = ([(category.id, category.name) for category in each] for each in (train, test))
     if first != second:
-        only = [_some([pair for pair in a if pair not in b]) for a, b in ((first, second), (second, first))]
+        only = [some([pair for pair in a if pair not in b]) for a, b in ((first, second), (second, first))]
         expected = f"the same categories in {sources['train'].annotations!r} and {sources['test'].annotations!r}"
-        raise _mistake(expected, f"(id, name) {only[0]} only in the former, {only[1]} only in the latter", _REPAIR)
-
-
-def _mistake(expected: str, found: str, remedy: str) -> ValueError:
-    return ValueError(f"Expected {expected}, found {found}. {remedy}.")
-
-
-def _some(values: Sequence[Any]) -> str:
-    return (", ".join(map(repr, values[:8])) or "none") + (f" and {len(values) - 8} more" if values[8:] else "")
+        raise mistake(expected, f"(id, name) {only[0]} only in the former, {only[1]} only in the latter", _REPAIR)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_balancemix.checks import check_dataset, nearest
+from hf_balancemix.checks import check_dataset
+from hf_balancemix.messages import mistake, nearest, some
 
 LABEL_COLUMNS = ("labels", "label", "label_names", "attributes", "tags", "classes", "categories", "targets", "target")
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "pixel_values")
@@ -110,11 +111,11 @@ def find_image_column(dataset: datasets.Dataset) -> str:
     known = [name for name in IMAGE_COLUMNS if name in (images or arrays)]
     if known or len(images) == 1:
         return (known or images)[0]
-    found = f"{len(images)} of feature Image among {_some(dataset.column_names)}"
+    found = f"{len(images)} of feature Image among {some(dataset.column_names)}"
     remedy = (
         'Use dataset.cast_column("image", datasets.Image()) on a column of paths, or rename the right one to image'
     )
-    raise _mistake("one column of feature Image", found, remedy)
+    raise mistake("one column of feature Image", found, remedy)
 
 
 def find_label_format(
@@ -128,7 +129,7 @@ def find_label_format(
         _check_equal(sorted(names or column), sorted(column), "one column per class name")
         for name in column:
             if not getattr(dataset.features[name], "dtype", "").startswith(_NUMERIC):
-                raise _mistake(f"0/1 in column {name!r}", str(dataset.features[name]), "Convert the column with map()")
+                raise mistake(f"0/1 in column {name!r}", str(dataset.features[name]), "Convert the column with map()")
         return LabelFormat("columns", names or column, names or column)
     values = arrow_columns(dataset, (column,))[column]
     feature = dataset.features[column]
@@ -144,7 +145,7 @@ def find_label_format(
         _check_equal(names or own, own, f"the given class_names in column {column!r}")
         return LabelFormat("ids", (column,), own)
     if not getattr(inner, "dtype", "").startswith((*_NUMERIC, "null")):
-        raise _mistake(f"lists of names, ids or 0/1 in column {column!r}", str(feature), "Convert it with map()")
+        raise mistake(f"lists of names, ids or 0/1 in column {column!r}", str(feature), "Convert it with map()")
     return _numeric_lists(column, inner.dtype, getattr(feature, "length", -1), values, names)
 
 
@@ -166,7 +167,7 @@ def read_labels(table: pa.Table, label_format: LabelFormat) -> npt.NDArray[np.ui
             first = found.is_null().index(True).as_py()
             name = texts[first].as_py()
             wrong = f"{name!r} in row {owners[first]}{nearest(name, label_format.class_names)}"
-            raise _mistake(f"one of {k} class names in column {column!r}", wrong, "Correct it or extend class_names")
+            raise mistake(f"one of {k} class names in column {column!r}", wrong, "Correct it or extend class_names")
         labels[owners, np.asarray(found)] = 1
     else:
         owners, values, lengths = _cells(table[column])
@@ -194,7 +195,7 @@ def _find_columns(dataset: datasets.Dataset, label_column: Columns, names: Names
         missing = [name for name in wanted if name not in present]
         if missing or not wanted or len(set(wanted)) < len(wanted):
             hint = nearest(missing[0], present) if missing else ""
-            raise _mistake(f"label column {_some(wanted)}{hint}", f"the columns {_some(present)}", "Name each once")
+            raise mistake(f"label column {some(wanted)}{hint}", f"the columns {some(present)}", "Name each once")
         return label_column if isinstance(label_column, str) else wanted
     known = [name for name in LABEL_COLUMNS if name in present]
     lists = [name for name in known if isinstance(dataset.features[name], _LISTS)]
@@ -205,8 +206,12 @@ def _find_columns(dataset: datasets.Dataset, label_column: Columns, names: Names
     binary = _binary_columns(dataset)
     if names is None and len(binary) >= 2:
         return binary
-    expected = f"a label column ({_some(LABEL_COLUMNS)}), or one 0/1 column per class"
-    raise _mistake(expected, f"the columns {_some(present)}", "Name the column, or list of columns, in label_column")
+    lacking = [name for name in names or () if name not in present]
+    hint = f", and {lacking[0]!r} of class_names{nearest(lacking[0], present)} is none of them" if lacking else ""
+    expected = f"a label column ({some(LABEL_COLUMNS)}), or one 0/1 column per class"
+    raise mistake(
+        expected, f"the columns {some(present)}{hint}", "Name the column, or list of columns, in label_column"
+    )
 
 
 def _binary_columns(dataset: datasets.Dataset) -> Names:
@@ -230,7 +235,7 @@ def _numeric_lists(column: str, dtype: str, width: int, values: Any, names: Name
         _refuse(column, numbers >= _MAX_CLASSES, owners, numbers, f"ids below {_MAX_CLASSES}", "Number them from 0")
     if kind == "multi_hot" and names is not None and width != k:
         expected = f"multi-hot rows of length {k}, one value per class name, in column {column!r}"
-        raise _mistake(expected, f"length {width}", f"Pass {width} class_names, in order")
+        raise mistake(expected, f"length {width}", f"Pass {width} class_names, in order")
     return LabelFormat(kind, (column,), names or _check_names([str(i) for i in range(width)]))
 
 
@@ -247,11 +252,11 @@ def _ids_or_multi_hot(column: str, owners: Array, numbers: Array, lengths: Array
         return "ids"
     row = int(np.argmax(lengths == width))
     found = (
-        f"only 0 and 1, in rows of length {_some(widths.tolist())} (row {row}: {width}), and {k or 'no'} class_names"
+        f"only 0 and 1, in rows of length {some(widths.tolist())} (row {row}: {width}), and {k or 'no'} class_names"
     )
     remedy = "Pass class_names (for multi-hot rows one per value), or say what it is with cast_column: List(Value("
     remedy += f"'uint8'), length={width}) is multi-hot, List(ClassLabel(names=[...])) are ids"
-    raise _mistake(f"ids, or multi-hot rows of one length, in column {column!r}", found, remedy)
+    raise mistake(f"ids, or multi-hot rows of one length, in column {column!r}", found, remedy)
 
 
 def _cells(column: Any) -> tuple[Array, Any, Array]:
@@ -273,13 +278,15 @@ def _texts(column: str, values: Any, delimiter: str | None) -> tuple[Array, Any]
 def _find_delimiter(column: str, values: Any) -> str:
     used = [d for d in DELIMITERS if pc.any(pc.match_substring(values, d)).as_py()]
     if not used:
-        raise _single_label(column, "text without a delimiter; if it has one, pass it as delimiter")
+        raise _single_label(column, "text without a delimiter; if it has one, pass it as delimiter (label_delimiter)")
     if pc.all(pc.match_substring_regex(values, r"^\s*\[.*\]\s*$")).as_py():
-        raise _mistake(
+        raise mistake(
             f"names in column {column!r}", "lists written as text", "Parse them with map() and ast.literal_eval"
         )
     if len(used) > 1:
-        raise _mistake(f"one delimiter in column {column!r}", _some(used), "Pass the right one as delimiter")
+        raise mistake(
+            f"one delimiter in column {column!r}", some(used), "Pass the right one as delimiter (label_delimiter)"
+        )
     return used[0]
 
 
@@ -289,7 +296,7 @@ def _single_label(column: str, feature: Any) -> ValueError:
         cell = f"dataset.features[{column!r}].names[{cell}]"
     remedy = f'Turn it into a list: dataset = dataset.map(lambda row: {{"labels": [{cell}]}})'
     found = f"the single-label column {column!r} ({feature})"
-    return _mistake("a list of labels per row", found, f"{remedy}; or name the label column(s) in label_column")
+    return mistake("a list of labels per row", found, f"{remedy}; or name the label column(s) in label_column")
 
 
 def _numbers(column: str, rows: Array, values: Any) -> Array:
@@ -309,7 +316,7 @@ def _refuse(column: str, bad: Array, rows: Array, values: Array | None, expected
     if bad.any():
         first = int(np.argmax(bad))
         found = "None or NaN" if values is None else values[first]
-        raise _mistake(f"{expected} in column {column!r}", f"{found} in row {rows[first]}", remedy)
+        raise mistake(f"{expected} in column {column!r}", f"{found} in row {rows[first]}", remedy)
 
 
 def _check_names(class_names: Sequence[str]) -> Names:
@@ -317,9 +324,9 @@ def _check_names(class_names: Sequence[str]) -> Names:
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"Expected class_names as a list of texts, found {class_names!r}. Write ['cat', 'dog'].")
     if not names or len(set(names)) < len(names):
-        found = _some(sorted(name for name in set(names) if names.count(name) > 1))
+        found = some(sorted(name for name in set(names) if names.count(name) > 1))
         found = f"{found} more than once" if names else "no class at all"
-        raise _mistake("different class names, at least one", found, "Check class_names and the label column")
+        raise mistake("different class names, at least one", found, "Check class_names and the label column")
     return names
 
 
@@ -327,15 +334,7 @@ def _check_equal(expected: Sequence[str], found: Sequence[str], what: str) -> No
     if list(expected) == list(found):
         return
     missing, extra = ([n for n in a if n not in set(b)] for a, b in ((expected, found), (found, expected)))
-    wrong = f"{_some(missing)} missing and {_some(extra)} extra"
+    wrong = f"{some(missing)} missing and {some(extra)} extra"
     if not missing and not extra:
         wrong = next(f"{b!r} in place of {a!r}" for a, b in zip(expected, found, strict=True) if a != b)
-    raise _mistake(what, wrong, "Use the same class names in the same order everywhere")
-
-
-def _mistake(expected: str, found: str, remedy: str) -> ValueError:
-    return ValueError(f"Expected {expected}, found {found}. {remedy}.")
-
-
-def _some(names: Sequence[Any]) -> str:
-    return (", ".join(map(repr, names[:10])) or "none") + (f" and {len(names) - 10} more" if names[10:] else "")
+    raise mistake(what, wrong, "Use the same class names in the same order everywhere")

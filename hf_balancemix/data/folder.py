@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
-from hf_balancemix.checks import check_dataset, nearest
+from hf_balancemix.checks import check_dataset
 from hf_balancemix.data.columns import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
@@ -28,6 +28,7 @@ from hf_balancemix.data.columns import (
 from hf_balancemix.data.formats import IGNORED_COLUMN
 from hf_balancemix.data.images import stored_paths
 from hf_balancemix.data.sources import LAYOUT, load_hub, load_local
+from hf_balancemix.messages import mistake, nearest
 
 logger = logging.get_logger(__name__)
 Result = TypeVar("Result")
@@ -90,44 +91,42 @@ def load_folder(
             raise TypeError(f"Expected a text as `{option}`, found {value!r}. Pass a path, or the name on the Hub.")
     if bool(data_dir) == bool(dataset):
         found = "both" if data_dir else "neither"
-        raise _mistake("either `data_dir`, a folder, or `dataset`, a name on the Hub", found, LAYOUT)
+        raise mistake("either `data_dir`, a folder, or `dataset`, a name on the Hub", found, LAYOUT)
     if not isinstance(test_fraction, float | int) or not 0 < test_fraction < 1:
-        raise _mistake("a number between 0 and 1 as `test_fraction`", repr(test_fraction), "0.2 holds out a fifth")
+        raise mistake("a number between 0 and 1 as `test_fraction`", repr(test_fraction), "0.2 holds out a fifth")
     if data_dir and dataset_config:
-        raise _mistake("`dataset_config` with `dataset`", f"{dataset_config!r} with `data_dir`", "Leave it out")
+        raise mistake("`dataset_config` with `dataset`", f"{dataset_config!r} with `data_dir`", "Leave it out")
     folder = Path(os.path.abspath(os.path.expanduser(data_dir))) if data_dir else None
     source = repr(str(folder or dataset))
     splits = load_local(folder) if folder else load_hub(str(dataset), dataset_config)
     splits = _choose_splits(splits, train_split, test_split, source)
     splits = _each(splits, lambda split: _with_images(split, image_column, folder))
     label_format = _common_format(splits, label_column, class_names, label_delimiter)
-    splits = _each(splits, lambda split: _with_lists(split, label_format))
+    splits = _each(splits, lambda split: as_label_lists(split, label_format))
     if "test" not in splits:
         splits = _hold_out(splits["train"], test_fraction, source)
+    splits["train"] = _in_split("train", splits["train"], _without_ignored)
     _check_classes(splits, label_format.class_names)
     return datasets.DatasetDict(splits)
 
 
-def as_label_lists(
-    dataset: datasets.Dataset,
-    label_column: Columns = None,
-    class_names: Sequence[str] | None = None,
-    delimiter: str | None = None,
-) -> datasets.Dataset:
+def as_label_lists(dataset: datasets.Dataset, label_format: LabelFormat) -> datasets.Dataset:
     """Write labels, however they are written, as a column ``labels``: ascending lists of ``ClassLabel``.
 
-    Arguments and errors are those of :func:`hf_balancemix.data.columns.encode_labels`. The columns that were read go,
-    as does another one called ``labels``; ``ignored_labels`` are written in the same way; all else stays. A data set
-    that already has its labels so is returned itself.
+    The columns that were read go, as does another one called ``labels``; ``ignored_labels`` and ``clean_labels`` are
+    written in the same way; all else stays. A data set that already has its labels so is returned itself.
+
+    Args:
+        dataset: N rows.
+        label_format: From :func:`hf_balancemix.data.columns.find_label_format`.
+
+    Raises:
+        ValueError: For values that are no labels of this format.
     """
-    return _with_lists(dataset, find_label_format(dataset, label_column, class_names, delimiter))
-
-
-def _with_lists(dataset: datasets.Dataset, label_format: LabelFormat) -> datasets.Dataset:
     names = label_format.class_names
     labels = {"labels": read_labels(arrow_columns(dataset, label_format.columns), label_format)}
-    if IGNORED_COLUMN in dataset.column_names:
-        labels[IGNORED_COLUMN] = encode_labels(dataset, IGNORED_COLUMN, names, label_format.delimiter).labels
+    for column in {IGNORED_COLUMN, "clean_labels"} & set(dataset.column_names) - set(label_format.columns):
+        labels[column] = encode_labels(dataset, column, names, label_format.delimiter).labels
     feature = datasets.List(datasets.ClassLabel(names=list(names)))
     for column, table in labels.items():
         rows, classes = np.nonzero(table)
@@ -139,6 +138,16 @@ def _with_lists(dataset: datasets.Dataset, label_format: LabelFormat) -> dataset
             gone = sources | {column} & set(dataset.column_names)
             dataset = _replace(dataset, gone, column, lists, feature)
     return dataset
+
+
+def _without_ignored(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Take an empty column ``ignored_labels`` off the training split, where the files give both splits one."""
+    if IGNORED_COLUMN not in dataset.column_names:
+        return dataset
+    if rows := [row for row, ignored in enumerate(dataset[IGNORED_COLUMN]) if ignored]:
+        remedy = "Only evaluation leaves labels out: empty the column there, and the classes count as absent"
+        raise mistake(f"no {IGNORED_COLUMN!r} in training", f"some in {len(rows)} rows, first {rows[0]}", remedy)
+    return dataset.remove_columns(IGNORED_COLUMN)
 
 
 def _replace(
@@ -158,9 +167,9 @@ def _choose_splits(
     for option, name in (("train_split", train), ("test_split", test)):
         if name is not None and name not in splits:
             found = f"{name!r}{nearest(name, splits)}, which is none of {', '.join(map(repr, splits))}"
-            raise _mistake(f"a split of {source} as `{option}`", found, "Name one of these")
+            raise mistake(f"a split of {source} as `{option}`", found, "Name one of these")
     if train == test:
-        raise _mistake("two splits", f"{train!r} as both `train_split` and `test_split`", "Leave out `test_split`")
+        raise mistake("two splits", f"{train!r} as both `train_split` and `test_split`", "Leave out `test_split`")
     return {"train": splits[train]} if test is None else {"train": splits[train], "test": splits[test]}
 
 
@@ -187,10 +196,10 @@ def _with_images(dataset: datasets.Dataset, column: str | None, folder: Path | N
     feature = dataset.features.get(column)
     if feature is None or not (isinstance(feature, datasets.Image) or _is_stored(feature)):
         found = f"{feature}" if feature is not None else f"the columns {', '.join(map(repr, dataset.column_names))}"
-        raise _mistake(f"images or paths of images in column {column!r}", found, "Name the right one in image_column")
+        raise mistake(f"images or paths of images in column {column!r}", found, "Name the right one in image_column")
     if column != "image":
         if "image" in dataset.column_names:
-            raise _mistake(f"no column 'image' beside the images in {column!r}", "one", "Rename or remove it")
+            raise mistake(f"no column 'image' beside the images in {column!r}", "one", "Rename or remove it")
         dataset = dataset.rename_column(column, "image")
     if not isinstance(feature, datasets.Image) or not feature.decode:
         dataset = dataset.cast_column("image", datasets.Image())
@@ -230,21 +239,21 @@ def _common_format(
         kinds = {name: str(splits[name].features[found[name].columns[0]]) for name in splits}
         if len(set(kinds.values())) > 1:
             different = " and ".join(f"{kind} in {name!r}" for name, kind in kinds.items())
-            raise _mistake("the same kind of labels in both splits", different, "Write them in the same way") from None
+            raise mistake("the same kind of labels in both splits", different, "Write them in the same way") from None
         raise
     if label_format.kind == "columns":
         found = _each(splits, lambda split: find_label_format(split, label_column, class_names, delimiter))
         columns = [set(own.columns) for own in found.values()]
         if odd := sorted(columns[0] ^ columns[-1]):
             remedy = "Add it there, or name the columns of the classes in label_column"
-            raise _mistake("the same columns of 0 and 1 in both splits", f"{odd[0]!r} in one alone", remedy)
+            raise mistake("the same columns of 0 and 1 in both splits", f"{odd[0]!r} in one alone", remedy)
     return label_format
 
 
 def _hold_out(dataset: datasets.Dataset, fraction: float, source: str) -> dict[str, datasets.Dataset]:
     n = len(dataset)
     if n < 2:
-        raise _mistake(f"two images or more in {source}, to hold some out for the test", str(n), "Add images")
+        raise mistake(f"two images or more in {source}, to hold some out for the test", str(n), "Add images")
     # Not `train_test_split`, which writes its indices beside the data.
     held_out = min(max(round(n * fraction), 1), n - 1)
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)
@@ -261,7 +270,7 @@ def _check_classes(splits: dict[str, datasets.Dataset], class_names: Sequence[st
         present = pc.list_flatten(arrow_columns(split, ["labels"])["labels"])
         counts[name] = np.bincount(present.to_numpy(), minlength=len(class_names))
         if not counts[name].any():
-            raise _mistake(
+            raise mistake(
                 f"labels in the {name} split",
                 f"none in {len(split)} rows",
                 "Check the label column, or choose other splits",
@@ -272,7 +281,3 @@ def _check_classes(splits: dict[str, datasets.Dataset], class_names: Sequence[st
         logger.warning(
             f"Only in the test split, so never learnt: {shown} ({len(unseen)} of {len(class_names)} classes)."
         )
-
-
-def _mistake(expected: str, found: str, remedy: str) -> ValueError:
-    return ValueError(f"Expected {expected}, found {found}. {remedy}.")

@@ -17,7 +17,7 @@ from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import is_local_path
 
 from hf_balancemix.checks import check_dataset
-from hf_balancemix.data.columns import find_image_column
+from hf_balancemix.data.columns import ID_COLUMNS, find_image_column
 
 _SKIP = "leave unreadable images out: `--on_bad_image skip`, or in code `drop_unreadable(dataset)`"
 _BATCH = 100
@@ -105,10 +105,13 @@ def stored_paths(dataset: datasets.Dataset, column: str) -> tuple[list[str | Non
 
 
 def image_names(dataset: datasets.Dataset, image_column: str) -> list[str]:
-    """Name each of the N images: by its path, embedded or not, else as "row 17"."""
+    """Name each of the N images: by its path, embedded or not; else by its ``id``, else as "row 17"."""
     check_dataset(dataset, "image")
     paths = stored_paths(dataset, image_column)[0] if _holds_images(dataset, image_column) else [None] * len(dataset)
-    return [f"row {row}" if path is None else path for row, path in enumerate(paths)]
+    # Rows are counted anew in every selection; ids stay.
+    id_column = next((name for name in ID_COLUMNS if name in dataset.column_names), None)
+    ids = [f"row {row}" for row in range(len(dataset))] if id_column is None else map(str, dataset[id_column])
+    return [name if path is None else path for path, name in zip(paths, ids, strict=True)]
 
 
 def drop_unreadable(
@@ -152,11 +155,15 @@ def drop_unreadable(
         num_proc=num_proc,
         desc="Checking images",
     )
-    readable = np.asarray(found[:][_READABLE])
+    readable = np.array(found[:][_READABLE])
+    # The cache may remember what was no fault of the file: too many open files, a network that was away.
+    doubtful = np.flatnonzero(~readable)
+    reasons = [_unreadable(cell) for cell in _undecoded(dataset, column)[doubtful.tolist()][column]]
+    readable[doubtful] = [reason is None for reason in reasons]
     if not readable.any():
         raise ValueError(
-            f"Expected at least one readable image, found none in {len(dataset)} rows. The first: "
-            f"{_first_unreadable(dataset, column, [0])}"
+            f"Expected at least one readable image, found none in {len(dataset)} rows, the first being "
+            f"{image_names(dataset.select([0]), column)[0]!r} ({reasons[0]}). Check the folder and the image column."
         )
     if readable.all():
         return dataset, []

@@ -24,6 +24,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from transformers.utils import logging
 
+from hf_balancemix.messages import mistake
+
 logger = logging.get_logger(__name__)
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -97,12 +99,18 @@ def read_metadata(folder: Path, files: Sequence[Path]) -> dict[str, datasets.Dat
     for first, second in pairwise(files):
         if first.parent == second.parent:
             found = f"{first.name!r} and {second.name!r} in {str(first.parent)!r}"
-            raise _mistake("one metadata file in a folder", found, "Remove one")
-    splits = {split: [_read_table(file) for file in own] for split, own in files_by_split(folder, files).items()}
+            raise mistake("one metadata file in a folder", found, "Remove one")
+    splits: dict[str, list[pa.Table]] = {}
+    for split, own in files_by_split(folder, files).items():
+        for file in own:
+            named = _split_name(file.relative_to(folder)) is not None
+            parts = {split: _read_table(file)} if named else _by_folder(folder, file, split)
+            for name, table in parts.items():
+                splits.setdefault(name, []).append(table)
     try:  # One table first: a column then has one type in all splits, even where one has nothing but empty lists.
         whole = pa.concat_tables([t for own in splits.values() for t in own], promote_options="permissive")
     except pa.ArrowException as error:
-        raise _mistake(
+        raise mistake(
             f"each column to hold the same kind of values in all metadata files of {str(folder)!r}",
             _one_line(error),
             "Write it in the same way everywhere",
@@ -122,6 +130,22 @@ def read_metadata(folder: Path, files: Sequence[Path]) -> dict[str, datasets.Dat
     return data
 
 
+def _by_folder(folder: Path, file: Path, split: str) -> dict[str, pa.Table]:
+    """Read a metadata file that no folder gives to a split, by the folders of its images, such as train/0001.jpg."""
+    table = _read_table(file)
+    places = [Path(os.path.relpath(image, folder)).parent for image in table["image"].to_pylist()]
+    found = [_split_name(place / "any") for place in places]
+    if None not in found:
+        return {
+            name: table.filter(pa.array([name == each for each in found])) for name in dict.fromkeys(found) if name
+        }
+    if any(found):
+        entry = found.index(None) + 1
+        other = f"entry {entry} of {str(file)!r} in none, and others in {next(filter(None, found))!r}"
+        raise mistake("every image in the folder of its split, or all in one split", other, "Move the images")
+    return {split: table}
+
+
 def _read_table(file: Path) -> pa.Table:
     """One metadata file, with the absolute path of each image in the column ``image``."""
     content = file.read_bytes()
@@ -134,26 +158,26 @@ def _read_table(file: Path) -> pa.Table:
             table = _parse_csv(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         found = f"byte {error.object[error.start]:#04x} at position {error.start}"
-        raise _mistake(f"text in UTF-8 in {str(file)!r}", found, "Save the file as UTF-8") from None
+        raise mistake(f"text in UTF-8 in {str(file)!r}", found, "Save the file as UTF-8") from None
     except pa.ArrowException as error:
         remedy = 'Correct it; in CSV give every row one value per column, with quotes around "cat, dog"'
-        raise _mistake(f"a table in {str(file)!r}", _one_line(error), remedy) from None
+        raise mistake(f"a table in {str(file)!r}", _one_line(error), remedy) from None
     names = table.column_names
     remedy = f"Write {EXAMPLE}"
     if _FILE_COLUMN not in names:
         found = f"the columns {', '.join(map(repr, names))}" if names else "no line"
-        raise _mistake(f"a column {_FILE_COLUMN!r} in {str(file)!r}", found, remedy)
+        raise mistake(f"a column {_FILE_COLUMN!r} in {str(file)!r}", found, remedy)
     if len(set(names)) < len(names) or "image" in names:
         found = next(name for name in names if names.count(name) > 1 or name == "image")
         beside = f", beside {_FILE_COLUMN!r}" if found == "image" else " more than once"
-        raise _mistake(f"each column once in {str(file)!r}", f"{found!r}{beside}", "Rename or remove it")
+        raise mistake(f"each column once in {str(file)!r}", f"{found!r}{beside}", "Rename or remove it")
     images = []
     for entry, name in enumerate(table[_FILE_COLUMN].to_pylist(), start=1):
         if not isinstance(name, str) or not name:
-            raise _mistake(f"the name of a file in entry {entry} of {str(file)!r}", repr(name), remedy)
+            raise mistake(f"the name of a file in entry {entry} of {str(file)!r}", repr(name), remedy)
         images.append(os.path.normpath(os.path.join(file.parent, name)))
     if not images:
-        raise _mistake(f"at least one image in {str(file)!r}", "none", remedy)
+        raise mistake(f"at least one image in {str(file)!r}", "none", remedy)
     return table.drop_columns([_FILE_COLUMN]).append_column("image", pa.array(images, pa.string()))
 
 
@@ -177,7 +201,7 @@ def _parse_json_lines(file: Path, text: str) -> pa.Table:
             row, problem = None, f" ({error.msg} at character {error.pos + 1})"
         if not isinstance(row, dict):
             found = f"{line[:80]!r} in line {number}{problem}"
-            raise _mistake(f"one JSON object per line in {str(file)!r}", found, f"Write {EXAMPLE}")
+            raise mistake(f"one JSON object per line in {str(file)!r}", found, f"Write {EXAMPLE}")
         rows.append((number, row))
     return pa.table(
         {name: _column(file, name, rows) for name in dict.fromkeys(name for _, row in rows for name in row)}
@@ -192,7 +216,7 @@ def _column(file: Path, name: str, rows: Sequence[tuple[int, dict[str, Any]]]) -
         for number, row in rows:
             kinds.setdefault(_kind(row.get(name)), f"{row.get(name)!r} in line {number}")
         found = [text for kind, text in kinds.items() if kind]
-        raise _mistake(
+        raise mistake(
             f"the same kind of value as {name!r} in every line of {str(file)!r}",
             " and ".join(found[:2]) if len(found) > 1 else _one_line(error),
             "Write it in the same way everywhere, labels as a list",
@@ -212,7 +236,7 @@ def _check_unique(split: str, images: pa.ChunkedArray) -> None:
     repeated = times.filter(pc.greater(times.field("counts"), 1)).field("values")
     if len(repeated):
         more = f" and {len(repeated) - 1} other images" if len(repeated) > 1 else ""
-        raise _mistake(
+        raise mistake(
             f"each image once in the metadata of split {split!r}",
             f"{repeated[0].as_py()!r}{more} several times",
             'Write all labels of an image into one entry: ["cat", "dog"] in JSON, cat|dog in CSV',
@@ -225,9 +249,7 @@ def _check_covered(folder: Path, images: Sequence[str]) -> None:
         inside = [file for file in find_files(child, "*") if file.name.lower().endswith(_image_endings())]
         if inside and not any(image.startswith(f"{child}{os.sep}") for image in images):
             found = f"{len(inside)} images in {str(child)!r} and none of them in a metadata file"
-            raise _mistake(
-                "metadata for the images of every split", found, f"Write {EXAMPLE}; or move the folder away"
-            )
+            raise mistake("metadata for the images of every split", found, f"Write {EXAMPLE}; or move the folder away")
 
 
 def _image_endings() -> tuple[str, ...]:
@@ -254,7 +276,3 @@ def _warn_of_unlisted(images: Sequence[str]) -> None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
-
-
-def _mistake(expected: str, found: str, remedy: str) -> ValueError:
-    return ValueError(f"Expected {expected}, found {found}. {remedy}.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hf_balancemix.checks import check_dataset, nearest
+from hf_balancemix.checks import check_dataset
 from hf_balancemix.data import columns
+from hf_balancemix.messages import nearest
 
 NOISE_KINDS = ("none", "mislabel", "flip", "single_positive")
 NOISE_COLUMNS = ("labels", "clean_labels", "noise_mask")
@@ -278,7 +278,7 @@ def _plan(labels: Array, keys: Array, step: NoiseStep, counts: Array) -> NoiseSt
         if not step.spec.avoid_present:
             free = counts.sum() > counts[classes]
         draws = np.sort(_uniform(step, "move", keys[rows], classes)[free])
-        wanted = math.floor(cut * rows.size + 1e-9)
+        wanted = int(cut * rows.size + 1e-9)
         cut = float(draws[wanted]) if wanted < draws.size else 1.0
     return replace(step, class_counts=tuple(counts.tolist()), cut=cut)
 

@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetBuildError, DatasetsError
 from hf_balancemix.connection import prepare_hub
 from hf_balancemix.data.files import describe
 from hf_balancemix.data.metadata import EXAMPLE, METADATA_FILES, files_by_split, find_files, read_metadata
+from hf_balancemix.messages import mistake
 
 LAYOUT = (
     f"A folder holds images and {EXAMPLE}, in it or in its folders train and test; or Parquet files with a column "
@@ -27,7 +28,7 @@ def load_hub(name: str, config: str | None) -> dict[str, datasets.Dataset]:
         ValueError: It cannot be loaded, whatever the reason.
     """
     if os.path.exists(name):
-        raise _mistake("the name of a data set on the Hub as `dataset`", f"the path {name!r}", "Pass it as `data_dir`")
+        raise mistake("the name of a data set on the Hub as `dataset`", f"the path {name!r}", "Pass it as `data_dir`")
     prepare_hub()
     try:
         return dict(datasets.load_dataset(name, config))
@@ -37,7 +38,7 @@ def load_hub(name: str, config: str | None) -> dict[str, datasets.Dataset]:
             "Check the name on https://huggingface.co/datasets and the connection; if it is gated, accept its terms "
             "there and run `hf auth login`; or pass a local copy as `data_dir`"
         )
-        raise _mistake(what, _reason(error), remedy) from error
+        raise mistake(what, _reason(error), remedy) from error
 
 
 def load_local(folder: Path) -> dict[str, datasets.Dataset]:
@@ -55,15 +56,15 @@ def load_local(folder: Path) -> dict[str, datasets.Dataset]:
             return _load_parquet(folder, files)
         found = describe(folder)
     except PermissionError as error:
-        raise _mistake("files that can be read", f"{error.filename!r} ({error.strerror})", "Permit it") from error
-    raise _mistake("labelled images in `data_dir`", found, f"Correct the path. {LAYOUT}")
+        raise mistake("files that can be read", f"{error.filename!r} ({error.strerror})", "Permit it") from error
+    raise mistake("labelled images in `data_dir`", found, f"Correct the path. {LAYOUT}")
 
 
 def _load_saved(folder: Path) -> dict[str, datasets.Dataset]:
     try:
         saved = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise _mistake(
+        raise mistake(
             f"a complete data set of `save_to_disk` in {str(folder)!r}", _reason(error), "Save it again"
         ) from error
     return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -76,14 +77,10 @@ def _load_parquet(folder: Path, files: Sequence[Path]) -> dict[str, datasets.Dat
         return dict(datasets.load_dataset("parquet", data_files=data_files))
     except (OSError, ValueError, DatasetsError) as error:
         expected = f"Parquet files with the same columns in {str(folder)!r}"
-        raise _mistake(expected, _reason(error), "Write the files again") from error
+        raise mistake(expected, _reason(error), "Write the files again") from error
 
 
 def _reason(error: BaseException) -> str:
     # Errors in building say nothing themselves.
     cause = error.__cause__ if isinstance(error, DatasetBuildError) and error.__cause__ else error
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}".rstrip(".")
-
-
-def _mistake(expected: str, found: str, remedy: str) -> ValueError:
-    return ValueError(f"Expected {expected}, found {found}. {remedy}.")

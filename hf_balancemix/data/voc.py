@@ -7,8 +7,8 @@ from pathlib import Path
 
 import datasets
 
-from hf_balancemix.checks import nearest
 from hf_balancemix.data.files import data_folders, describe, image_table, read_lines
+from hf_balancemix.messages import nearest
 
 CLASS_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -1,6 +1,7 @@
 """What every ``recipes/*.py`` shares: parse, load, train, evaluate, predict, write."""
 
+from hf_balancemix.recipe.command import Recipe
 from hf_balancemix.recipe.defaults import BOOKKEEPING, PAPER
-from hf_balancemix.recipe.main import Recipe, main
+from hf_balancemix.recipe.main import main
 
 __all__ = ["BOOKKEEPING", "PAPER", "Recipe", "main"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,7 @@ from typing import Any
 
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_balancemix.data.noise import NOISE_KINDS
+from hf_balancemix.data.noise import NOISE_KINDS, NoiseSpec
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.methods import METHODS
@@ -95,7 +96,11 @@ def chosen_steps(args: BalanceMixTrainingArguments, given: set[str]) -> set[str]
 
     The arguments alone do not say it: ``TrainingArguments`` switches ``do_eval`` on by itself.
     """
-    return {name for name in STEPS if name in given and getattr(args, name)} or {"do_train"}
+    asked = {name for name in STEPS if name in given}
+    steps = {name for name in asked if getattr(args, name)}
+    if asked and not steps:
+        raise ValueError(f"Expected a step to do, found --{' and --'.join(sorted(asked))} switched off. Ask for one.")
+    return steps or {"do_train"}
 
 
 def adjust_to_noise_and_processes(
@@ -141,15 +146,22 @@ def check_options(
             f"Expected one method or more in --methods, each once, found {' '.join(methods) or 'none'}. For repeats "
             "use --seeds."
         )
-    if options.checkpoint is not None and "do_train" in chosen_steps(args, given):
+    training = "do_train" in chosen_steps(args, given)
+    if options.checkpoint is not None and training:
         raise ValueError(
             "Expected --checkpoint with --do_eval or --do_predict, found it with training. To start from a trained "
             f"model use --backbone {options.checkpoint}; to go on with a broken-off run, --resume."
         )
-    positive = ["learning_rate"] + ["num_train_epochs"] * (args.max_steps <= 0)
-    for name, value in {"seeds": options.seeds, **{name: getattr(args, name) for name in positive}}.items():
-        if not value > 0:
+    positive = {name: getattr(args, name) for name in ("learning_rate", "num_train_epochs")}
+    for name, value in {"seeds": options.seeds, **positive}.items():
+        if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"Expected --{name} above 0, found {value}.")
+    if noise_rate(options) is None and "noise_rate" in given:
+        raise ValueError(
+            f"Expected --noise mislabel or --noise flip with --noise_rate, found --noise {options.noise}, which takes "
+            "no rate. Choose a noise, or leave the rate out."
+        )
+    noise_spec(options, args.seed)
     if args.seed + options.seeds > 2**32:
         raise ValueError(f"Expected --seed from 0 to 2**32 - 1, found {args.seed} (and --seeds {options.seeds}).")
     if args.eval_strategy != "epoch":
@@ -157,8 +169,15 @@ def check_options(
             f"Expected --eval_strategy epoch, found {IntervalStrategy(args.eval_strategy).value}: results.json holds "
             "the mAP of every epoch. Leave it unset."
         )
-    for method in methods:
-        _check_method(method, args, given)
+    if args.eval_delay or args.load_best_model_at_end:
+        name = "eval_delay" if args.eval_delay else "load_best_model_at_end"
+        raise ValueError(
+            f"Expected --{name} unset, found it: a recipe reports every epoch and the last one, and choosing an epoch "
+            "by its test mAP would flatter the result. Leave it out."
+        )
+    if training:
+        for method in methods:
+            _check_method(method, args, given)
 
 
 def _check_method(method: str, args: BalanceMixTrainingArguments, given: set[str]) -> None:
@@ -235,6 +254,15 @@ def plan_run(
     return Plan(run_args, settings)
 
 
+def noise_spec(options: RecipeArguments, seed: int) -> NoiseSpec:
+    """Return the noise to inject.
+
+    Raises:
+        ValueError: For a rate that is out of range.
+    """
+    return NoiseSpec(options.noise, noise_rate(options), seed)
+
+
 def noise_rate(options: RecipeArguments) -> float | None:
     """Return the rate of the injected noise; ``None`` for the kinds that take none."""
     return options.noise_rate if options.noise in ("mislabel", "flip") else None
@@ -268,7 +296,7 @@ def check_settings(folder: Path, settings: dict[str, Any], resume: bool, write: 
         ]
         if changed:
             raise ValueError(
-                f"Expected the settings of the run that was broken off in {folder}, found others: "
+                f"Expected the settings of the run that is in {folder}, found others: "
                 f"{'; '.join(changed)}. Repeat the settings, or choose another --output_dir."
             )
     elif write:

@@ -62,12 +62,11 @@ class Progress(TrainerCallback):
         metrics = kwargs["metrics"]
         if self.bar is None or "eval_map" not in metrics:
             return
-        shown = {
-            name: metrics[f"eval_{name}"] for name in ("map", "many", "medium", "few") if f"eval_{name}" in metrics
-        }
-        text = ", ".join(f"{'mAP' if name == 'map' else name} {value:.1f}" for name, value in shown.items())
+        groups = [name for name in ("many", "medium", "few") if f"eval_{name}" in metrics]
+        shown = ["map", *groups] if len(groups) > 1 else ["map"]  # a single group says the same again
+        text = ", ".join(f"{'mAP' if name == 'map' else name} {metrics[f'eval_{name}']:.1f}" for name in shown)
         self.bar.set_postfix_str(text, refresh=False)
-        epoch, every = round(state.epoch or 0), math.ceil(args.num_train_epochs / _LINES_PER_RUN)
+        epoch, every = round(state.epoch or 0), math.ceil(state.num_train_epochs / _LINES_PER_RUN)
         if state.is_world_process_zero and epoch % every == 0:
             tqdm.write(f"{self.label}: epoch {epoch}, {text}", file=sys.stderr)
 

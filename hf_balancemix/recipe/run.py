@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,45 +12,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from datasets import DatasetDict
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from hf_balancemix.build import build_model
 from hf_balancemix.data.images import image_names
-from hf_balancemix.data.noise import NoiseSpec, inject_noise
+from hf_balancemix.data.noise import inject_noise
 from hf_balancemix.metrics import mean_average_precision
 from hf_balancemix.predict import load_checkpoint
-from hf_balancemix.recipe.options import Plan, RecipeArguments, check_settings
+from hf_balancemix.recipe.job import Job
+from hf_balancemix.recipe.options import Plan, check_settings, noise_spec
 from hf_balancemix.recipe.progress import Progress
 from hf_balancemix.report import MultiLabelReport, multilabel_report
 from hf_balancemix.reports.predictions import ScoreWriter
+from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.checkpoints import complete_checkpoints
 from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "hf-balancemix")
 _PREDICT_ROWS = 1000
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all runs of one command share.
-
-    Attributes:
-        options: The recipe's options.
-        splits: "train" and "test", with the given labels.
-        class_names: K names.
-        train_counts: (K,) positives per class in the given training labels.
-        groups: Class groups by name, or None for many-, medium- and few-shot classes by ``train_counts``.
-        unreadable: How many images of each split were left out.
-    """
-
-    options: RecipeArguments
-    splits: DatasetDict
-    class_names: tuple[str, ...]
-    train_counts: npt.NDArray[np.int64]
-    groups: Mapping[str, Sequence[str]] | None
-    unreadable: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -76,8 +56,7 @@ def train(job: Job, plan: Plan) -> tuple[MultiLabelTrainer, dict[str, Any]]:
     options, args, settings = job.options, plan.args, plan.settings
     training_split = job.splits["train"]
     if options.noise != "none":
-        noise = NoiseSpec(options.noise, settings["noise_rate"], settings["seed"])
-        training_split = inject_noise(training_split, noise)
+        training_split = inject_noise(training_split, noise_spec(options, settings["seed"]))
     set_seed(args.seed)
     model, processor = build_model(options.backbone, job.class_names, options.image_size, options.pretrained)
     trainer = METHODS[settings["method"]].trainer(
@@ -100,7 +79,7 @@ def train(job: Job, plan: Plan) -> tuple[MultiLabelTrainer, dict[str, Any]]:
     }
 
 
-def load_trained(job: Job, plan: Plan, checkpoint: str | Path) -> MultiLabelTrainer:
+def load_trained(job: Job, args: BalanceMixTrainingArguments, checkpoint: str | Path) -> MultiLabelTrainer:
     """Load a trained model for evaluation and prediction.
 
     Raises:
@@ -108,7 +87,7 @@ def load_trained(job: Job, plan: Plan, checkpoint: str | Path) -> MultiLabelTrai
     """
     model, processor = load_checkpoint(checkpoint)
     try:
-        trainer = MultiLabelTrainer(model, plan.args, eval_dataset=job.splits["test"], processing_class=processor)
+        trainer = MultiLabelTrainer(model, args, eval_dataset=job.splits["test"], processing_class=processor)
     except ValueError as error:
         raise ValueError(f"Cannot evaluate {str(checkpoint)!r} on this data. {error}") from error
     _show_progress(trainer, str(checkpoint))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_balancemix.recipe.job import Job
 from hf_balancemix.recipe.options import noise_rate
-from hf_balancemix.recipe.run import Job
 from hf_balancemix.reports.plots import plot_map_over_epochs
 from hf_balancemix.reports.tables import method_table, text_table
 
@@ -42,8 +42,8 @@ def print_results(name: str, job: Job, shown: Sequence[dict[str, Any]], output_d
     job.splits["test"][0]["image"].convert("RGB").save(example)
     print(f"\nresults: {output_dir / 'results.json'}\nfigure:  {figure}\n\nUse the model of {checkpoint}:\n")
     print("    from transformers import pipeline")
-    print(f'    classify = pipeline("image-classification", model="{checkpoint}")')
-    print(f'    print(classify("{example}", top_k=5))')
+    print(f'    classify = pipeline("image-classification", model={str(checkpoint)!r})')
+    print(f"    print(classify({str(example)!r}, top_k=5))")
 
 
 def print_evaluation(checkpoint: str, record: dict[str, Any], path: Path) -> None:

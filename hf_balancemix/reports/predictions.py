@@ -69,6 +69,7 @@ class ScoreWriter:
         self.class_names, self.overwrite, self.rows = tuple(class_names), overwrite, 0
         self._is_csv = self.path.suffix.lower() == ".csv"
         self._file: TextIO | None = None
+        self._begun = self._replaces = False
         name, count = Counter(self.class_names).most_common(1)[0] if self.class_names else ("", 0)
         if count != 1:
             found = f"{name!r} {count} times" if count else "no names"
@@ -87,25 +88,35 @@ class ScoreWriter:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # "x": another run may have made the file since the check.
-            self._file = self.path.open("w" if self.overwrite else "x", encoding="utf-8", newline="")
+            self._replaces = self.overwrite and self.path.exists()
+            # "x": another run may have made the file since the check. "r+": an old file stays until there is a row.
+            self._file = self.path.open("r+" if self._replaces else "x", encoding="utf-8", newline="")
         except OSError as error:
             raise ValueError(
                 f"Expected a file for the scores that can be written, found {str(self.path)!r} ({error.strerror}). "
                 "Choose another one."
             ) from error
-        if self._is_csv:
-            csv.writer(self._file).writerow([_FILE, *self.class_names])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file; remove it if there was an error before the first row."""
+        """Close the file; without a row, an error leaves things as they were before."""
         if self._file is not None:
+            if error is None:
+                self._begin()
             self._file.close()
-            if error is not None and self.rows == 0:
+            if not self._begun and not self._replaces:
                 self.path.unlink()
+
+    def _begin(self) -> None:
+        """Empty a file that is replaced, and write the header; once."""
+        if self._begun or self._file is None:
+            return
+        self._begun = True
+        self._file.truncate()
+        if self._is_csv:
+            csv.writer(self._file).writerow([_FILE, *self.class_names])
 
     def write(self, files: Sequence[str], scores: npt.NDArray[Any]) -> None:
         """Append rows, and hand them to the operating system.
@@ -133,6 +144,7 @@ class ScoreWriter:
                 f"{files[row]!r}. Check the model's weights, or use a wider number format than its own."
             )
         texts = scores.astype(str).tolist()
+        self._begin()
         if self._is_csv:
             csv.writer(self._file).writerows([file, *row] for file, row in zip(files, texts, strict=True))
         else:

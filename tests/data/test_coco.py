@@ -326,7 +326,7 @@ def test_missing_layout(tmp_path, load):
     refused(load, "holds 'train.txt'")
     for i in range(20):
         (tmp_path / f"coco/{i}").touch()
-    refused(load, "and 13 more")
+    refused(load, "and 11 more")
 
 
 def test_missing_part_and_year(tmp_path, load):

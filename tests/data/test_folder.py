@@ -12,6 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from hf_balancemix.data.columns import find_label_format
 from hf_balancemix.data.folder import as_label_lists, load_folder
 from hf_balancemix.data.images import check_files, image_names
 from tests.layouts.folder import (
@@ -93,7 +94,7 @@ def test_any_characters_travel_unharmed(tmp_path, kind):
             assert labels_of(data[split]) == [labels_of_row(row, names) for row in range(rows[split])]
             assert [labels_of_picture(picture, names) for picture in data[split]["image"]] == labels_of(data[split])
             found = [os.path.basename(name) for name in image_names(data[split], "image")]
-            embedded = [f"row {row}" for row in range(rows[split])]
+            embedded = [f"{row}" for row in range(rows[split])]
             assert found == (embedded if kind in ("parquet", "disk") else files[: rows[split]])
 
 
@@ -215,28 +216,32 @@ WAYS = {
 }
 
 
+def label_lists(dataset, *column, **found):
+    return as_label_lists(dataset, find_label_format(dataset, *column, **found))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_labels_become_ascending_lists_of_class_labels(way):
     dataset = Dataset.from_dict(
         {"note": ["x", "y", "z"], **WAYS[way], "ignored_labels": [["eel"], ["dog", "cat"], []]}
     )
-    result = as_label_lists(dataset, class_names=NAMES)
+    result = label_lists(dataset, class_names=NAMES)
     assert result.column_names == ["note", "labels", "ignored_labels"]
     assert result.features["labels"] == result.features["ignored_labels"] == List(ClassLabel(names=list(NAMES)))
     assert result["labels"] == [[0, 1], [], [2]]
     assert result["ignored_labels"] == [[2], [0, 1], []]
     assert result["note"] == ["x", "y", "z"]
-    assert as_label_lists(result) is result
+    assert label_lists(result) is result
 
 
 def test_another_label_column_takes_the_name():
     dataset = Dataset.from_dict({"labels": [0, 1], "tags": [["a"], ["b", "a"]]})
-    result = as_label_lists(dataset, "tags")
+    result = label_lists(dataset, "tags")
     assert result.column_names == ["labels"]
     assert labels_of(result) == [["a"], ["a", "b"]]
     unordered = Dataset.from_dict({"labels": [[1, 0]]}, Features({"labels": List(ClassLabel(names=["a", "b"]))}))
-    assert as_label_lists(unordered)["labels"] == [[0, 1]]
-    shuffled = as_label_lists(dataset.select([1, 0]), "tags")
+    assert label_lists(unordered)["labels"] == [[0, 1]]
+    shuffled = label_lists(dataset.select([1, 0]), "tags")
     assert labels_of(shuffled) == [["a", "b"], ["a"]]
 
 
@@ -494,3 +499,53 @@ def test_a_split_whose_metadata_is_missing_does_not_vanish(tmp_path):
     (folder / "train" / "metadata.jsonl").unlink()
     with pytest.raises(ValueError, match=r"found 12 images in '.*train' and none of them in a metadata file"):
         load_folder(folder)
+
+
+def test_one_metadata_file_for_the_folders_of_several_splits(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    rows = []
+    for split in ("train", "test"):
+        metadata = folder / split / "metadata.jsonl"
+        rows += [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            row["file_name"] = row["file_name"] if "/" in row["file_name"] else f"{split}/{row['file_name']}"
+        metadata.unlink()
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    splits = load_folder(folder)
+    assert {name: len(split) for name, split in splits.items()} == SPLITS
+    assert all("/test/" in name for name in image_names(splits["test"], "image"))
+    assert splits["test"]["labels"] == [[k for k in range(3) if row >> k & 1] for row in range(SPLITS["test"])]
+    rows[3]["file_name"] = "elsewhere.png"
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="entry 4 of .* in none, and others in 'train'"):
+        load_folder(folder)
+
+
+def test_ignored_labels_belong_to_the_test_split(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    for split, ignored in (("train", []), ("test", ["eel"])):
+        metadata = folder / split / "metadata.jsonl"
+        rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            row["ignored_labels"] = [name for name in ignored if name not in row["labels"]]
+        metadata.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    splits = load_folder(folder)
+    assert "ignored_labels" not in splits["train"].column_names
+    assert splits["test"]["ignored_labels"][0] == [2]
+    (folder / "train" / "metadata.jsonl").write_text(
+        (folder / "test" / "metadata.jsonl").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match=r"no 'ignored_labels' in training, found some in 4 rows.*train split"):
+        load_folder(folder)
+
+
+def test_clean_labels_are_written_as_the_labels_are(tmp_path):
+    folder = write_folder(tmp_path / "data", splits={"": 8})
+    (folder / "metadata.csv").write_text(
+        "file_name,labels,clean_labels\n" + "".join(f"{row}.png,cat/dog,dog/eel\n" for row in range(8)),
+        encoding="utf-8",
+    )
+    (folder / "metadata.jsonl").unlink()
+    train = load_folder(folder, label_delimiter="/", class_names=NAMES)["train"]
+    assert train["clean_labels"][0] == [1, 2]
+    assert train.features["clean_labels"] == train.features["labels"]

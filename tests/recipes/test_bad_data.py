@@ -120,3 +120,49 @@ def test_a_backbone_of_one_size_keeps_it_unless_told(pictures, tmp_path, capsys)
     assert "does not take 224 px" in capsys.readouterr().err
     (entry,) = json.loads((tmp_path / "ok" / "results.json").read_text(encoding="utf-8"))["runs"]
     assert entry["settings"]["image_size"] is None
+
+
+def test_resuming_with_other_data_keeps_nothing(pictures, tmp_path, capsys):
+    options = [f"--output_dir={tmp_path / 'out'}", *QUICK, "--method=bce"]
+    main(folder.RECIPE, [*options, f"--data_dir={pictures}"])
+    moved = pictures.rename(tmp_path / "moved")
+    main(folder.RECIPE, [*options, f"--data_dir={moved}", "--resume"])
+    assert "finished earlier, kept" in "".join(capsys.readouterr())
+    metadata = moved / "train" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text(encoding="utf-8").replace('["cat"]', '["dog"]', 1), encoding="utf-8")
+    main(folder.RECIPE, [*options, f"--data_dir={moved}", "--resume", f"--output_dir={tmp_path / 'out'}", "--seed=1"])
+    runs = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert runs[0]["settings"]["data"]["digest"] != runs[1]["settings"]["data"]["digest"]
+    with pytest.raises(SystemExit):  # the folder of seed 0 holds a run on other labels
+        main(folder.RECIPE, [*options, f"--data_dir={moved}", "--resume"])
+    assert "data was" in capsys.readouterr().err
+
+
+def test_groups_are_those_of_the_clean_labels(pictures, tmp_path):
+    metadata = pictures / "train" / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["clean_labels"] = ["cat", "dog"]
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = [f"--output_dir={tmp_path / 'out'}", *QUICK, "--method=bce", f"--data_dir={pictures}"]
+    main(folder.RECIPE, [*options, "--medium_shot_from=16", "--many_shot_from=17"])
+    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["runs"]
+    ap = entry["per_class_ap"]
+    assert entry["groups"] == {
+        "medium": pytest.approx((ap["cat"] + ap["dog"]) / 2),
+        "few": pytest.approx(ap["eel"]),
+    }
+
+
+def test_evaluating_needs_no_training_images(pictures, tmp_path):
+    out = tmp_path / "out"
+    options = [f"--output_dir={out}", *QUICK, "--method=bce", f"--data_dir={pictures}"]
+    main(folder.RECIPE, [*options, "--do_train", "--do_eval", "--do_predict"])
+    first = (out / "bce-seed0" / "evaluation.json").read_bytes()
+    scores = (out / "bce-seed0" / "predictions.csv").read_bytes()
+    for picture in (pictures / "train").glob("*.png"):
+        picture.unlink()
+    main(folder.RECIPE, [*options, "--do_eval", "--do_predict"])
+    assert (out / "bce-seed0" / "evaluation.json").read_bytes() == first
+    assert (out / "bce-seed0" / "predictions.csv").read_bytes() == scores

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_balancemix.recipe.main import read_command
+from hf_balancemix.recipe.command import read_command
 from hf_balancemix.training.methods import METHODS
 from recipes import coco, deepfashion, folder, voc
 from tests import tiny

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from hf_balancemix.recipe import main
-from hf_balancemix.recipe.main import read_command
+from hf_balancemix.recipe.command import read_command
 from recipes.digits import RECIPE
 from tests.distributed.launch import ROOT, environment
 
@@ -177,6 +177,13 @@ def test_help_is_short_and_ours_first():
         (["--num-train-epochs", "20"], "warmup_epochs below the 20.*found 30: balancemix"),
         (["--methods", "bce", "mixup", "--refinement", "full"], "refinement none with method mixup.*found full"),
         (["--load_best_model_at_end", "True"], "Save strategy"),
+        (["--load_best_model_at_end", "True", "--save_strategy", "epoch"], "load_best_model_at_end unset.*flatter"),
+        (["--eval_delay", "3"], "eval_delay unset"),
+        (["--noise", "none", "--noise_rate", "0.2"], "--noise mislabel or --noise flip with --noise_rate"),
+        (["--noise", "flip", "--noise_rate", "nan"], "rate from 0 to 1.*nan"),
+        (["--learning_rate", "inf"], "learning_rate above 0, found inf"),
+        (["--do_train", "False"], "step to do, found --do_train switched off"),
+        (["--label_column", "digit"], "no --label_column with digits"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, options, message):

@@ -187,3 +187,21 @@ def test_scores_that_are_none(tmp_path, files, scores, message):
 def test_a_closed_writer_says_so(tmp_path):
     with pytest.raises(ValueError, match="open file.*with ScoreWriter"):
         ScoreWriter(tmp_path / "a.csv", ["x"]).write(["a"], np.array([[0.5]]))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_an_old_file_stays_until_there_is_a_row(tmp_path, rows):
+    path = tmp_path / "scores.csv"
+    path.write_text("an old and long file of scores\n" * 9, encoding="utf-8")
+
+    def broken():
+        with ScoreWriter(path, ["a"], overwrite=True) as writer:
+            for _ in range(rows):
+                writer.write(["x.jpg"], np.array([[0.5]]))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert path.read_text(encoding="utf-8") == (
+        "file,a\nx.jpg,0.5\n" if rows else "an old and long file of scores\n" * 9
+    )

@@ -1,0 +1,109 @@
+"""What a recipe is, and what a command line asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+
+from hf_balancemix.command_line import RecipeParser
+from hf_balancemix.recipe.options import (
+    Plan,
+    RecipeArguments,
+    adjust_to_noise_and_processes,
+    check_options,
+    chosen_steps,
+    plan_run,
+)
+from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+
+# Options of the trainer that say how data are read.
+DATA_OPTIONS = ("image_column", "label_column", "label_delimiter")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set with its defaults.
+
+    Attributes:
+        name: Shown in messages and figures.
+        load: Returns the splits "train" and "test" with columns ``image`` and ``labels`` (lists of ``ClassLabel``).
+        defaults: Default values of the options.
+        description: First lines of ``--help``.
+        data: Dataclass of the data set's own options; its fields are the arguments of ``load``.
+        trainer_options: Options of the trainer that ``load`` takes as well, and that are done with afterwards.
+        groups: Class groups reported beside all classes, name → class names; None for many-, medium- and few-shot
+            classes, by the training counts.
+    """
+
+    name: str
+    load: Callable[..., DatasetDict]
+    defaults: dict[str, Any]
+    description: str
+    data: type | None = None
+    trainer_options: tuple[str, ...] = ()
+    groups: Mapping[str, Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line, read and checked: what to load, with which options, and the steps and methods asked for."""
+
+    data: dict[str, Any]
+    options: RecipeArguments
+    args: BalanceMixTrainingArguments
+    steps: set[str]
+    methods: list[str]
+    given: set[str]
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of all results."""
+        return Path(str(self.args.output_dir))
+
+    @property
+    def training(self) -> bool:
+        """Whether anything is to be trained."""
+        return "do_train" in self.steps
+
+    def plans(self, name: str, digest: str = "") -> list[Plan]:
+        """Return the runs of the recipe called ``name`` on data with this digest, seed by seed."""
+        # The same data may lie elsewhere next time: what identifies them is their digest.
+        own = {key: value for key, value in self.data.items() if key != "data_dir"}
+        data = {"recipe": name, **own, "digest": digest}
+        return [
+            plan_run(self.options, self.args, data, method, seed)
+            for seed in range(self.args.seed, self.args.seed + self.options.seeds)
+            for method in self.methods
+        ]
+
+
+def read_command(recipe: Recipe, argv: list[str]) -> Command:
+    """Read a command line.
+
+    Raises:
+        ValueError: For everything that can be known to be wrong before data are read.
+    """
+    # Without a device several processes find one another only when told to use the CPU.
+    device = torch.accelerator.is_available()
+    defaults = {"dataloader_pin_memory": device, "use_cpu": not device, **recipe.defaults}
+    kinds = [recipe.data] if recipe.data else []
+    parser = RecipeParser([*kinds, RecipeArguments, BalanceMixTrainingArguments], defaults, recipe.description)
+    *of_data, options, args = parser.parse(argv)
+    methods = [options.method] if options.method else options.methods
+    adjust_to_noise_and_processes(options, args, parser.given)
+    check_options(options, args, methods, parser.given)
+    for name in DATA_OPTIONS:
+        if name in parser.given and name not in recipe.trainer_options:
+            raise ValueError(
+                f"Expected no --{name} with {recipe.name}, whose columns are known, found it. Leave it out."
+            )
+    data = asdict(of_data[0]) if of_data else {}
+    for name in recipe.trainer_options:
+        data[name] = getattr(args, name)
+        setattr(args, name, None)
+    return Command(data, options, args, chosen_steps(args, parser.given), methods, parser.given)
