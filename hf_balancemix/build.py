@@ -157,7 +157,7 @@ def _unloadable(name: str, error: Exception) -> ValueError:
             f"Run once with a connection; or run `hf download {name}` elsewhere and copy "
             f"{repo_folder_name(repo_id=name, repo_type='model')} from its cache into this one; or pass a local "
             "checkpoint folder as backbone; or take a timm model with random weights (`pretrained=False`, "
-            "--pretrained False)."
+            "--pretrained False), or small_resnet for tiny pictures."
         )
     else:
         remedy = (
@@ -212,7 +212,7 @@ def _processor(size: int, mean: Sequence[float], std: Sequence[float]) -> ViTIma
 def _from_timm(name: str, labels: dict[str, Any], image_size: int | None, pretrained: bool) -> tuple[Any, Any]:
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        near = difflib.get_close_matches(architecture, [SMALL_RESNET, *timm.list_models()], n=3)
         raise ValueError(
             f"Expected a timm model, a Hub name with a slash or a checkpoint folder as backbone, found {name!r}"
             + (f" (did you mean {', '.join(near)}?)." if near else ". `timm.list_models()` lists the names.")

@@ -18,7 +18,7 @@ from hf_balancemix.reports.predictions import ScoreWriter, check_scores_path
 
 DESCRIPTION = "Score images with a trained model: one row per image, one score from 0 to 1 per class."
 EXAMPLE = """example:
-  hf-balancemix predict runs/coco/balancemix-seed0 photos/ more/*.jpg --output scores.csv"""
+  hf-balancemix predict runs/coco/balancemix-seed0 photos/ "more/*.jpg" --output scores.csv"""
 _SHOWN = 5
 
 

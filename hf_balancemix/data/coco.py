@@ -177,7 +177,7 @@ def _find(data_dir: Any, year: Any) -> tuple[Path, str]:
     if not isinstance(data_dir, str | os.PathLike | None):
         raise TypeError(f"Expected data_dir as a path, found {data_dir!r}. Pass the folder that holds COCO.")
     years = YEARS if year is None else (year,)
-    expected = f"data_dir to hold COCO: {', '.join(_parts(years[0]))}"
+    expected = f"data_dir (--data_dir) to hold COCO: {', '.join(_parts(years[0]))}"
     expected += " (or all with 2014)" if year is None else ""
     if not data_dir:
         raise mistake(expected, f"data_dir={data_dir!r}", f"{_DOWNLOAD.format(years[0])}, then pass it")

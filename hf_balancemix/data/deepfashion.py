@@ -14,8 +14,8 @@ _SPLITS = {"train": ("train", "val"), "test": ("test",)}
 _NAMES_FILE = "list_attr_cloth.txt"
 _FILES = (_NAMES_FILE, *(f"{part}{end}.txt" for part in ("train", "val", "test") for end in ("", "_attr")))
 _LAYOUT = (
-    f'the layout of DeepFashion, "{_FOLDER}" (a folder with the files {", ".join(_FILES)} in Anno_fine, and with the '
-    "pictures, unpacked from Img/img.zip, in Img/img or img)"
+    f'DeepFashion, "{_FOLDER}" (a folder with the files {", ".join(_FILES)} in Anno_fine, and with the '
+    "pictures, unpacked from Img/img.zip, in Img/img or img; https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html)"
 )
 
 

@@ -19,7 +19,7 @@ def data_folders(data_dir: str | os.PathLike[str] | None, inner: str, layout: st
         ValueError: It is None; the message gives the ``layout``.
     """
     if data_dir is None:
-        raise ValueError(f"Expected {layout}, found no `data_dir`. Pass the path of that folder.")
+        raise ValueError(f"Expected `data_dir` (--data_dir), found none. Pass the folder that holds {layout}.")
     if not isinstance(data_dir, str | os.PathLike):
         raise TypeError(f"Expected a path as `data_dir`, found {data_dir!r}. Pass a text or a `pathlib.Path`.")
     folder = Path(os.path.abspath(os.path.expanduser(data_dir)))

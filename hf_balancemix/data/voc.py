@@ -93,9 +93,9 @@ def _find_devkit(data_dir: str | os.PathLike[str] | None, year: str) -> Path:
     sets = [*_TRAIN_SETS[year], _TEST_SET[year]]
     folders = dict.fromkeys(folder for folder, _ in sets)
     layout = (
-        f"the layout of Pascal VOC for year={year!r} ({' and '.join(f'VOCdevkit/{name}' for name in folders)} with "
+        f"Pascal VOC, year {year!r} ({' and '.join(f'VOCdevkit/{name}' for name in folders)} with "
         f"ImageSets/Main and JPEGImages, from {', '.join(dict.fromkeys(_archive(*subset) for subset in sets))}, which "
-        "all unpack into VOCdevkit)"
+        "all unpack into VOCdevkit; http://host.robots.ox.ac.uk/pascal/VOC)"
     )
     places = data_folders(data_dir, "VOCdevkit", layout)
     missing = {place: [f for f in folders if not (place / f / "ImageSets" / "Main").is_dir()] for place in places}

@@ -31,11 +31,12 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
     command = read_command(recipe, argv)
     options, output_dir = command.options, command.output_dir
     check_writable(output_dir)
-    runs = _earlier_runs(output_dir / "results.json", options) if command.training else []
     if command.training and "image_size" not in command.given:
         _fit_image_size(options)
     disable_shard_bars()  # a bar per checkpoint would tear the epoch's bar
     job = load_job(recipe, command)
+    # Not before: whoever passes wrong data wants to hear of that first.
+    runs = _earlier_runs(output_dir / "results.json", options) if command.training else []
     plans = command.plans(recipe.name, job.digest)
     if command.training:
         _train_all(recipe, job, plans, command.steps, runs, output_dir)

@@ -45,7 +45,7 @@ _TRAINING_SETTINGS = (
 
 @dataclass
 class RecipeArguments:
-    """Options of a recipe beside those of its data and of the trainer."""
+    """Options of the run."""
 
     method: str | None = field(default=None, metadata={"help": "Run this one method only.", "choices": list(METHODS)})
     methods: list[str] = field(
@@ -58,7 +58,11 @@ class RecipeArguments:
     )
     noise_rate: float = field(default=0.4, metadata={"help": "Noise rate; single_positive and none take no rate."})
     backbone: str = field(
-        default="resnet50.tv_in1k", metadata={"help": "timm name, Hub name or local checkpoint folder."}
+        default="resnet50.tv_in1k",
+        metadata={
+            "help": "timm name (resnet50.tv_in1k), Hub name, checkpoint folder, or small_resnet: 0.7 M parameters "
+            "drawn at random, for tiny pictures."
+        },
     )
     pretrained: bool = field(default=True, metadata={"help": "Load the backbone's weights; else draw them at random."})
     image_size: int | None = field(
@@ -67,8 +71,8 @@ class RecipeArguments:
     total_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Images per optimiser step, over all processes and accumulated batches; unset: "
-            "per_device_train_batch_size counts."
+            "help": "Images per optimiser step, over all processes and accumulated batches. If "
+            "per_device_train_batch_size is given, that counts instead."
         },
     )
     on_bad_image: str = field(

@@ -104,6 +104,8 @@ def evaluate(job: Job, trainer: MultiLabelTrainer) -> Evaluation:
     )
     if job.groups is None:
         members = {name: list(indices) for name, indices in report.groups.items()}
+        if len(members) == 1:  # of all classes: it would say the same again
+            members = {}
     else:
         members = {name: [job.class_names.index(c) for c in classes] for name, classes in job.groups.items()}
     groups = {name: mean_average_precision(report.ap[indices]) for name, indices in members.items()}

@@ -11,11 +11,14 @@ from hf_balancemix.recipe.options import noise_rate
 from hf_balancemix.reports.plots import plot_map_over_epochs
 from hf_balancemix.reports.tables import method_table, text_table
 
+_HARDLY_ANY = 0.001
+
 
 def print_results(name: str, job: Job, shown: Sequence[dict[str, Any]], output_dir: Path) -> None:
     """Print the table, the refinement's quality and the reload snippet; draw the figure."""
     options = job.options
     noise = options.noise if noise_rate(options) is None else f"{options.noise} {options.noise_rate:.0%}"
+    noise = "labels as given" if noise == "none" else noise
     title = f"{name}, {noise}"
     header, rows = method_table(shown)
     seeds = len({run["seed"] for run in shown})
@@ -24,17 +27,8 @@ def print_results(name: str, job: Job, shown: Sequence[dict[str, Any]], output_d
     )
     print(text_table(header, rows))
     for run in shown:
-        last = run["epochs"][-1] if run["epochs"] else {}
-        if "label_precision" in last:
-            print(
-                f"\n{run['method']}, seed {run['seed']}, final labels: {last['clean']:.1%} taken for clean with "
-                f"precision {last['label_precision']:.1%} and recall {last['label_recall']:.1%}"
-                + (
-                    f"; {last['relabelled']:.1%} re-labelled, {last['relabel_accuracy']:.1%} of them correct"
-                    if last.get("relabelled")
-                    else ""
-                )
-            )
+        if run["epochs"] and "clean" in run["epochs"][-1]:
+            print(f"\n{run['method']}, seed {run['seed']}, final labels: {_labels(run['epochs'][-1])}")
     figure = output_dir / "map_over_epochs.png"
     plot_map_over_epochs(shown, figure, title)
     last_run = f"{shown[-1]['method']}-seed{shown[-1]['seed']}"
@@ -44,6 +38,23 @@ def print_results(name: str, job: Job, shown: Sequence[dict[str, Any]], output_d
     print("    from transformers import pipeline")
     print(f'    classify = pipeline("image-classification", model={str(checkpoint)!r})')
     print(f"    print(classify({str(example)!r}, top_k=5))")
+
+
+def _labels(last: dict[str, float]) -> str:
+    """Say what refinement made of the labels, how right it was where that is known, and what looks wrong."""
+    text = f"{last['clean']:.1%} taken for clean"
+    if "label_precision" in last:
+        text += f" with precision {last['label_precision']:.1%} and recall {last['label_recall']:.1%}"
+    text += f"; {last['relabelled']:.1%} re-labelled"
+    if last["relabelled"] and "relabel_accuracy" in last:
+        text += f", {last['relabel_accuracy']:.1%} of them correct"
+    text += f"; {last['ambiguous']:.1%} ambiguous"
+    if last["relabelled"] < _HARDLY_ANY < last["ambiguous"]:
+        text += (
+            "\nHardly any label was re-labelled: the model is seldom as sure as --relabel_threshold asks. More "
+            "epochs, or a lower threshold, may help."
+        )
+    return text
 
 
 def print_evaluation(checkpoint: str, record: dict[str, Any], path: Path) -> None:
