@@ -11,8 +11,6 @@ BOOKKEEPING: dict[str, Any] = {
     "logging_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 1,
-    # With a metric and a limit of one the Trainer would keep the checkpoint of the best epoch alone when it ends.
-    "metric_for_best_model": None,
     "log_level": "warning",
     "report_to": "none",
 }

@@ -47,8 +47,9 @@ class BalanceMixTrainingArguments(TrainingArguments):
     - ``remove_unused_columns=False``: the trainers read image and label columns themselves (``True`` is refused).
     - ``dataloader_drop_last=True``: Algorithm 1 makes ⌊N/b⌋ steps per epoch. Evaluation is always complete.
     - ``ddp_find_unused_parameters=False``: every parameter takes part in every step.
-    - ``metric_for_best_model="map"``, ``greater_is_better=True``: never select on ``eval_loss``, which is inexact with
-      several processes.
+    - ``metric_for_best_model``: "map" where a best model is asked for (``load_best_model_at_end``, ``save_strategy=
+      "best"``), never ``eval_loss``, which is inexact with several processes. Otherwise there is no best one, or a
+      ``save_total_limit`` of 1 would keep its checkpoint and delete the last.
 
     Raises:
         ValueError: For values out of range and for options of the base class that the trainers cannot honour; the
@@ -58,8 +59,9 @@ class BalanceMixTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = _option(False, "Must stay False: the trainer reads the columns itself.")
     dataloader_drop_last: bool = _option(True, "Drop the incomplete last training batch (Algorithm 1).")
     ddp_find_unused_parameters: bool | None = _option(False, "Passed to DistributedDataParallel.")
-    metric_for_best_model: str | None = _option("map", "Metric for the best checkpoint; mAP unless set.")
-    greater_is_better: bool | None = _option(True, "Whether a larger metric is better.")
+    metric_for_best_model: str | None = _option(
+        None, "Metric for the best checkpoint; map unless set, where a best one is asked for."
+    )
 
     label_column: str | None = _option(None, "Column of the labels; found by name and content unless set.")
     image_column: str | None = _option(None, "Column of the images; found by type and name unless set.")
@@ -131,6 +133,9 @@ class BalanceMixTrainingArguments(TrainingArguments):
         check_trainer_arguments(self)
         check_method_arguments(self)
         self.label_names = ["labels"]
+        best = self.load_best_model_at_end or getattr(self.save_strategy, "value", self.save_strategy) == "best"
+        if best and self.metric_for_best_model is None:
+            self.metric_for_best_model = "map"
         super().__post_init__()
 
     @property

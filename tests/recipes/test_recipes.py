@@ -106,5 +106,7 @@ def test_train_kill_resume_evaluate_predict(layout, processes, tmp_path, capsys)
     assert f"test mAP {entry['map']:.1f}" in printed
     # Any other checkpoint too: here one of the run's own.
     (checkpoint,) = run.glob("checkpoint-*")
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == state["max_steps"]  # the last one stays, not the best
     main(recipe, [*options, "--do_eval", f"--checkpoint={checkpoint}"])
     assert json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["checkpoint"] == str(checkpoint)

@@ -114,6 +114,25 @@ def test_early_stopping_and_best_model(tmp_path):
     np.testing.assert_allclose(trainer.label_state.probs, 1 / (1 + np.exp(-logits)), rtol=1e-4, atol=1e-5)
 
 
+def test_the_last_checkpoint_stays_unless_the_best_is_asked_for(tmp_path):
+    scores = {"plain": iter([90.0, 10.0, 5.0]), "best": iter([90.0, 10.0, 5.0])}
+    for name, kept in (("plain", {"checkpoint-9"}), ("best", {"checkpoint-3", "checkpoint-9"})):
+        trainer = make(
+            tmp_path / name,
+            num_train_epochs=3,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=name == "best",
+            eval_dataset=EVAL,
+        )
+        trainer.compute_metrics = lambda _, name=name: {"map": next(scores[name])}
+        trainer.train()
+        assert {path.name for path in (tmp_path / name).glob("checkpoint-*")} <= kept
+        assert (trainer.state.best_metric == 90.0) == (name == "best")
+        assert (tmp_path / name / ("checkpoint-3" if name == "best" else "checkpoint-9")).is_dir()
+
+
 @pytest.mark.parametrize("cls", [MultiLabelTrainer, BalanceMixTrainer])
 def test_evaluation_is_complete_although_training_drops_the_tail(tmp_path, cls):
     trainer = make(tmp_path, cls, per_device_eval_batch_size=4, eval_dataset=EVAL, eval_strategy="epoch")
