@@ -1,5 +1,6 @@
 """What the README says can be run: its ten lines, its options, its file names."""
 
+import argparse
 import re
 import subprocess
 
@@ -7,7 +8,11 @@ import datasets
 from datasets import load_dataset  # noqa: F401 - the README's code imports it
 
 from hf_balancemix import BalanceMixTrainingArguments
+from hf_balancemix.cli.predict import add_options
+from hf_balancemix.command_line import RecipeParser
+from hf_balancemix.recipe.options import RecipeArguments
 from hf_balancemix.training.methods import METHODS
+from recipes import coco, folder, voc
 from tests import tiny
 from tests.distributed.launch import ROOT, environment
 
@@ -57,6 +62,20 @@ def test_options_methods_and_files_exist():
         assert name in METHODS, name
     for path in re.findall(r"`((?:method|training|data)/\w+\.py|losses|metrics\.py)`", README):
         assert (ROOT / "hf_balancemix" / path.removesuffix(".py")).with_suffix(".py").is_file(), path
+
+
+def test_every_option_in_the_documents_exists():
+    known = {"nproc_per_node", "multi_gpu", "cpu", "num_processes"}  # of torchrun and accelerate
+    for recipe in (coco.RECIPE, voc.RECIPE, folder.RECIPE):
+        kinds = [recipe.data, RecipeArguments, BalanceMixTrainingArguments]
+        known |= {a.dest for a in RecipeParser(kinds, recipe.defaults, "").parser._actions}
+    predict = argparse.ArgumentParser()
+    add_options(predict)
+    known |= {action.dest for action in predict._actions}
+    documents = README + (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    named = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z_-]+)", documents)}
+    assert named >= {"data_dir", "noise", "config", "on_bad_image"}
+    assert named <= known, named - known
 
 
 def test_ci_runs_what_the_readme_says():

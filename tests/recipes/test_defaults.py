@@ -7,6 +7,7 @@ from hf_balancemix.recipe.command import read_command
 from hf_balancemix.training.methods import METHODS
 from recipes import coco, deepfashion, folder, voc
 from tests import tiny
+from tests.distributed.launch import ROOT
 
 PAPER = {
     # epochs, warm-up epochs, images per step (appendix, "Implementation details")
@@ -117,3 +118,12 @@ def test_folder_recipe_passes_on_what_loading_needs(tmp_path):
     assert command.data["class_names"] == ["a", "b"]
     assert command.args.label_column is None
     assert command.plans("folder")[0].settings["data"]["label_column"] == "tags"
+
+
+def test_the_example_of_a_configuration_file(tmp_path):
+    for recipe in (coco.RECIPE, voc.RECIPE):
+        words = ["--use_cpu", f"--output_dir={tmp_path}", f"--config={ROOT / 'recipes' / 'mislabel40.yaml'}"]
+        plans = read_command(recipe, words).plans(recipe.name)
+        methods = ("bce", "mixup", "balancemix")
+        assert [p.label for p in plans] == [f"{m}, seed {seed}" for seed in (0, 1, 2) for m in methods]
+        assert {(p.settings["noise"], p.settings["noise_rate"]) for p in plans} == {("mislabel", 0.4)}
