@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import MISSING, Field, fields
-from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
@@ -27,6 +25,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from hf_balancemix.config_file import NODES, NULL, Loader, as_word, no_yaml, read_mapping
 from hf_balancemix.messages import nearest
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 
@@ -37,6 +36,8 @@ _SHOWN = (
     ("learning_rate", "lr_scheduler_type", "optim", "optim_args", "weight_decay", "max_grad_norm"),
     ("dataloader_num_workers", "bf16", "fp16", "use_cpu", "report_to"),
 )
+# Options of the trainer that say how data are read. Data sets whose columns are known need none of them.
+DATA_OPTIONS = ("image_column", "label_column", "label_delimiter")
 # Two ways to say one thing: what the command line says takes the place of what the file says.
 _EXCLUSIVE = (("method", "methods"), ("total_batch_size", "per_device_train_batch_size"))
 _KINDS = {int: "a whole number", float: "a number", string_to_bool: "true or false"}
@@ -44,8 +45,6 @@ _METAVARS = {int: "N", float: "X", string_to_bool: "[BOOL]"}
 # Longer lists of choices would fill a screen of the help; a wrong choice is answered with the list.
 _MOST_CHOICES = 8
 _UNSET = object()
-_NULL, _BOOL, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "float"))
-_NODES = {yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list"}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -100,14 +99,17 @@ class RecipeParser:
         types: Dataclasses whose fields become options; the last one is :class:`BalanceMixTrainingArguments`.
         defaults: Default values that replace those of the dataclasses.
         description: First lines of the help.
+        data_options: Those of ``DATA_OPTIONS`` that the recipe takes; the help has them beside those of its data.
 
     Attributes:
         given: After :meth:`parse`, the names of the options that stood on the command line or in the file. ``null`` in
             the file does not count: it unsets an option.
     """
 
-    def __init__(self, types: Sequence[Any], defaults: dict[str, Any], description: str) -> None:
-        self.types = list(types)
+    def __init__(
+        self, types: Sequence[Any], defaults: dict[str, Any], description: str, data_options: Sequence[str] = ()
+    ) -> None:
+        self.types, self.data_options = list(types), list(data_options)
         self.given: set[str] = set()
         style: dict[str, Any] = {"add_help": False, "allow_abbrev": False, "formatter_class": _Formatter}
         self.parser = _Parser(self.types, description=description, usage="%(prog)s [options]", **style)
@@ -190,13 +192,13 @@ class RecipeParser:
         if len(paths) > 1:
             raise ValueError(f"Expected --config once, found it with {shlex.join(paths)}. Merge the files into one.")
         path, filed, unset = paths[0], dict[str, Any](), dict[str, Any]()
-        for key, place, node in _read_mapping(path):
+        for key, place, node in read_mapping(path):
             name = key.replace("-", "_")
             if name not in self.fields:
                 raise ValueError(f"Unknown option {key}{place}{nearest(name, self.fields)}. --help lists the options.")
             if name in filed or name in unset:
                 raise ValueError(f"Expected each option once, found {key} again{place}. Remove one of the two.")
-            if node.tag == _NULL:
+            if node.tag == NULL:
                 field = self.fields[name]
                 default = field.default_factory() if field.default_factory is not MISSING else field.default
                 unset[name] = None if default is MISSING else default
@@ -208,20 +210,20 @@ class RecipeParser:
         """Convert the value of an option as its words on the command line would be."""
         if isinstance(node, yaml.MappingNode) and action.dest in self.of_mappings:
             try:
-                return json.dumps(_Loader("").construct_document(node), ensure_ascii=False, default=str)
+                return json.dumps(Loader("").construct_document(node), ensure_ascii=False, default=str)
             except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that does not exist, or as a key
-                raise _no_yaml(path, error) from error
+                raise no_yaml(path, error) from error
         many = action.nargs == "+"
         items = node.value if many and isinstance(node, yaml.SequenceNode) else [node]
         values = []
         for item in items:
             place = f" in {path}, line {item.start_mark.line + 1}"
-            if not isinstance(item, yaml.ScalarNode) or item.tag == _NULL:
+            if not isinstance(item, yaml.ScalarNode) or item.tag == NULL:
                 raise ValueError(
                     f"Expected {'single values' if many else 'a single value'} as {action.option_strings[0]}{place}, "
-                    f"found {_NODES.get(type(item), 'null')}. Give values, in quotes where YAML reads them otherwise."
+                    f"found {NODES.get(type(item), 'null')}. Give values, in quotes where YAML reads them otherwise."
                 )
-            values.append(_convert(action, _word(action, item), place))
+            values.append(_convert(action, as_word(action, item), place))
         return values if many else values[0]
 
     def _help(self, everything: bool) -> str:
@@ -230,8 +232,10 @@ class RecipeParser:
             (kind.__doc__ or kind.__name__).splitlines()[0].rstrip("."): [f.name for f in fields(kind) if f.init]
             for kind in self.types[:-1]
         }
+        if self.data_options:
+            names[next(iter(names))] += self.data_options
         own = BalanceMixTrainingArguments.__annotations__.keys() - TrainingArguments.__dataclass_fields__.keys()
-        names["Options of the method"] = [name for name in self.fields if name in own]
+        names["Options of the method"] = [name for name in self.fields if name in own and name not in DATA_OPTIONS]
         used_most = [name for group in _SHOWN for name in group]
         names["Options of the Trainer used most"] = used_most
         if everything:
@@ -253,56 +257,6 @@ class RecipeParser:
             formatter.add_arguments(shown)
             formatter.end_section()
         return formatter.format_help()
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads ``1e-4`` as a number, as YAML 1.2 does, and refuses keys that come twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            raise yaml.MarkedYAMLError(problem="a key that comes twice", problem_mark=node.start_mark)
-        return mapping
-
-
-_Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), [*"-+0123456789"])
-
-
-def _read_mapping(path: str) -> Iterator[tuple[str, str, Any]]:
-    """Yield each key of a YAML mapping, where it stands, and its value as a node, which holds the text as written."""
-    try:
-        root: Any = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"Expected a YAML file as --config, found {path!r} ({reason}). Check the path.") from error
-    except yaml.YAMLError as error:
-        raise _no_yaml(path, error) from error
-    if not isinstance(root, yaml.MappingNode):
-        found = "nothing" if root is None else _NODES.get(type(root), "only text")
-        raise ValueError(
-            f"Expected one `option: value` a line in {path}, found {found}. Mind the blank: `seed: 1`, not `seed:1`."
-        )
-    for key, value in root.value:
-        text = key.value if isinstance(key, yaml.ScalarNode) else yaml.serialize(key).strip()
-        yield text, f" in {path}, line {key.start_mark.line + 1}", value
-
-
-def _no_yaml(path: str, error: Exception) -> ValueError:
-    mark = getattr(error, "problem_mark", None)
-    line = f", line {mark.line + 1}" if mark else ""
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-    return ValueError(f"Expected YAML in {path}{line}, found an error: {problem}. Write one `option: value` a line.")
-
-
-def _word(action: argparse.Action, node: Any) -> str:
-    """Return the text of a value as the command line would have it."""
-    if node.tag == _BOOL:  # `no` and `off` as well
-        true = node.value.lower() in ("true", "yes", "on")
-        if action.type is string_to_bool:
-            return str(true)
-        if not true and "no" in (action.choices or ()):
-            return "no"
-    return str(node.value)
 
 
 def run_with_clear_errors(job: Callable[[], None], hint: str = "To go on: the same command and --resume") -> None:

@@ -14,6 +14,7 @@ LAYERS = (
     ("cli",),
     ("recipe",),
     ("command_line",),
+    ("config_file",),
     ("training",),
     ("predict",),
     ("reports",),

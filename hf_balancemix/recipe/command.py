@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 
-from hf_balancemix.command_line import RecipeParser
+from hf_balancemix.command_line import DATA_OPTIONS, RecipeParser
 from hf_balancemix.recipe.options import (
     Plan,
     RecipeArguments,
@@ -20,9 +20,6 @@ from hf_balancemix.recipe.options import (
     plan_run,
 )
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
-
-# Options of the trainer that say how data are read.
-DATA_OPTIONS = ("image_column", "label_column", "label_delimiter")
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,8 @@ def read_command(recipe: Recipe, argv: list[str]) -> Command:
     device = torch.accelerator.is_available()
     defaults = {"dataloader_pin_memory": device, "use_cpu": not device, **recipe.defaults}
     kinds = [recipe.data] if recipe.data else []
-    parser = RecipeParser([*kinds, RecipeArguments, BalanceMixTrainingArguments], defaults, recipe.description)
+    kinds += [RecipeArguments, BalanceMixTrainingArguments]
+    parser = RecipeParser(kinds, defaults, recipe.description, recipe.trainer_options)
     *of_data, options, args = parser.parse(argv)
     methods = [options.method] if options.method else options.methods
     adjust_to_noise_and_processes(options, args, parser.given)
