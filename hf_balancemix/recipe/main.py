@@ -44,6 +44,11 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
         _use(job, command.args, command.steps, options.checkpoint, output_dir)
     else:
         for plan in plans:
+            if not (plan.folder / "config.json").is_file():
+                raise ValueError(
+                    f"Expected a trained model in {plan.folder}, found none. Train it first (the same command without "
+                    "--do_eval and --do_predict, with --resume if it was broken off), or name one with --checkpoint."
+                )
             _use(job, plan.args, command.steps, plan.folder, plan.folder)
     if PartialState().is_main_process:
         print_unreadable(job.unreadable, output_dir)
