@@ -93,6 +93,8 @@ def test_ctrl_c_and_resume_give_the_run_that_was_left_alone(tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(broken.glob("balancemix-seed0/checkpoint-*/trainer_state.json")):
         assert process.poll() is None, process.stderr.read()
