@@ -99,6 +99,9 @@ def chosen_steps(args: BalanceMixTrainingArguments, given: set[str]) -> set[str]
     """Return which of ``STEPS`` to do: those asked for; training (which evaluates) if none is.
 
     The arguments alone do not say it: ``TrainingArguments`` switches ``do_eval`` on by itself.
+
+    Raises:
+        ValueError: If steps are switched off and none is asked for.
     """
     asked = {name for name in STEPS if name in given}
     steps = {name for name in asked if getattr(args, name)}
@@ -165,7 +168,7 @@ def check_options(
             f"Expected --noise mislabel or --noise flip with --noise_rate, found --noise {options.noise}, which takes "
             "no rate. Choose a noise, or leave the rate out."
         )
-    noise_spec(options, args.seed)
+    noise_spec(options, args.seed)  # refuses a rate out of range
     if args.seed + options.seeds > 2**32:
         raise ValueError(f"Expected --seed from 0 to 2**32 - 1, found {args.seed} (and --seeds {options.seeds}).")
     if args.eval_strategy != "epoch":
