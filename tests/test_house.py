@@ -22,7 +22,7 @@ LAYERS = (
     ("label_state",),
     ("report",),
     ("method", "losses", "metrics"),
-    ("checks", "connection"),
+    ("checks", "argument_checks", "connection"),
     ("messages",),
     ("version",),
 )
@@ -105,4 +105,4 @@ def test_trainers_override_at_most_ten_methods():
         own = [name for name, value in vars(trainer).items() if callable(value) and name in dir(Trainer)]
         own = [name for name in own if name not in ("__init__", "__module__", "__doc__")]
         assert len(own) <= 10, own
-    assert BalanceMixTrainer.__mro__[2] is Trainer
+    assert BalanceMixTrainer.__mro__[3] is Trainer

@@ -38,8 +38,11 @@ class PairSampler(Sampler[Item]):
         epoch: Called at the start of each epoch; returns its number.
         minority_probability: Called at the start of each epoch; returns the (N,) probability of the minority half
             (Eq. 4), or ``None`` for uniform draws. ``"random"`` instead of a function: the second half is a second
-            plain shuffle (two random samplers). ``None`` instead of a function: no second half.
+            plain shuffle (two random samplers). ``"batch"``: it is a permutation of the same batch (plain Mixup).
+            ``None`` instead of a function: no second half.
         views: Called at the start of each epoch; returns how many augmented views each image needs.
+        batch_size: Images per optimiser step over all processes and accumulated batches; only ``"batch"`` needs it.
+        rows: (n,) the rows to draw from, where they are not all of ``num_rows``.
     """
 
     def __init__(
@@ -49,27 +52,35 @@ class PairSampler(Sampler[Item]):
         epoch: Callable[[], int],
         minority_probability: Callable[[], torch.Tensor | None] | str | None = None,
         views: Callable[[], int] = lambda: 1,
+        batch_size: int = 1,
+        rows: torch.Tensor | None = None,
     ) -> None:
         self.num_rows, self.seed, self.epoch = num_rows, seed, epoch
         self.minority_probability, self.views = minority_probability, views
+        self.batch_size, self.rows = batch_size, rows
 
     def __len__(self) -> int:
-        return self.num_rows
+        return self.num_rows if self.rows is None else len(self.rows)
 
     def __iter__(self) -> Iterator[Item]:
         # One generator per (seed, epoch). 2**20 epochs per seed do not collide.
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch())
-        halves = [torch.randperm(self.num_rows, generator=generator)]
+        halves = [torch.randperm(len(self), generator=generator)]
         if self.minority_probability == "random":
-            halves.append(torch.randperm(self.num_rows, generator=generator))
+            halves.append(torch.randperm(len(self), generator=generator))
+        elif self.minority_probability == "batch":
+            batches = halves[0].split(self.batch_size)
+            halves.append(torch.cat([batch[torch.randperm(len(batch), generator=generator)] for batch in batches]))
         elif callable(self.minority_probability):
             probability = self.minority_probability()
             if probability is None:
                 probability = torch.full((self.num_rows,), 1.0 / self.num_rows, dtype=torch.float64)
             halves.append(draw(probability, self.num_rows, generator))
-        tokens = torch.randint(2**62, (self.num_rows,), generator=generator)
+        tokens = torch.randint(2**62, (len(self),), generator=generator)
         views = self.views()
-        for members, token in zip(torch.stack(halves, dim=1).tolist(), tokens.tolist(), strict=True):
+        pairs = torch.stack(halves, dim=1)
+        pairs = pairs if self.rows is None else self.rows[pairs]
+        for members, token in zip(pairs.tolist(), tokens.tolist(), strict=True):
             yield tuple(members), token, views
 
 
@@ -109,11 +120,13 @@ class PairDataset(Dataset[dict[str, torch.Tensor]]):
     """Turns a batch of items into tensors: both halves are read in one call and augmented by the pair's token.
 
     ``__getitems__`` gives a ready batch: ``pixel_values`` (B, members, views, 3, H, W) float32, ``index``
-    (B, members) int64, ``mix_lambda`` (B,) float32 in [1/2, 1] (Eq. 5).
+    (B, members) int64, ``mix_lambda`` (B,) float32: in [1/2, 1] (Eq. 5), or in [0, 1] if it is not ``folded``.
     """
 
-    def __init__(self, images: ImageRows, transform: ImageTransform, mix_alpha: float = 0.0) -> None:
-        self.images, self.transform, self.mix_alpha = images, transform, mix_alpha
+    def __init__(
+        self, images: ImageRows, transform: ImageTransform, mix_alpha: float = 0.0, folded: bool = True
+    ) -> None:
+        self.images, self.transform, self.mix_alpha, self.folded = images, transform, mix_alpha, folded
 
     def __len__(self) -> int:
         return len(self.images)
@@ -128,7 +141,9 @@ class PairDataset(Dataset[dict[str, torch.Tensor]]):
         return {
             "pixel_values": pixels.unflatten(0, (batch, members, views)),
             "index": torch.tensor(index).view(batch, members),
-            "mix_lambda": draw_lambda(self.mix_alpha, [(token, _LAMBDA_STREAM) for _, token, _ in items]).float(),
+            "mix_lambda": draw_lambda(
+                self.mix_alpha, [(token, _LAMBDA_STREAM) for _, token, _ in items], self.folded
+            ).float(),
         }
 
 

@@ -20,6 +20,7 @@ from hf_balancemix.method.sampling import (
     sampling_probability,
     total_variation,
 )
+from hf_balancemix.method.transition import TRANSITION_CHOICES
 
 __all__ = [
     "AMBIGUOUS",
@@ -27,6 +28,7 @@ __all__ = [
     "MINORITY_SCORES",
     "REFINEMENTS",
     "RELABELLED",
+    "TRANSITION_CHOICES",
     "MixtureFit",
     "Refinement",
     "class_confidence",

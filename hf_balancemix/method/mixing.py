@@ -22,8 +22,8 @@ def fold_lambda(mix_lambda: Tensor) -> Tensor:
     return torch.maximum(mix_lambda, 1 - mix_lambda)
 
 
-def draw_lambda(mix_alpha: float, seeds: Sequence[int | Sequence[int]]) -> Tensor:
-    """Draw one folded coefficient λ ~ Beta(α, α) per pair (Eq. 5).
+def draw_lambda(mix_alpha: float, seeds: Sequence[int | Sequence[int]], folded: bool = True) -> Tensor:
+    """Draw one coefficient λ ~ Beta(α, α) per pair, folded into [½, 1] (Eq. 5) or as it is (plain Mixup).
 
     Each coefficient depends on its own seed alone: a pair is mixed in the same way whatever batch, process or resumed
     run it falls into. The mean of λ is .75, .6875, .6367, .5982 for α = 1, 2, 4, 8.
@@ -32,9 +32,10 @@ def draw_lambda(mix_alpha: float, seeds: Sequence[int | Sequence[int]]) -> Tenso
         mix_alpha: α ≥ 0. With 0 every λ is 1, the limit of the folded distribution: the minority half then has no
             weight.
         seeds: B seeds for ``numpy.random.default_rng``, one per pair.
+        folded: Whether to fold; without it λ is in [0, 1].
 
     Returns:
-        (B,) float64 in [½, 1], on the CPU.
+        (B,) float64, on the CPU.
 
     Raises:
         ValueError: `mix_alpha` is negative, infinite or NaN.
@@ -44,7 +45,8 @@ def draw_lambda(mix_alpha: float, seeds: Sequence[int | Sequence[int]]) -> Tenso
     if mix_alpha == 0:
         return torch.ones(len(seeds), dtype=torch.float64)
     drawn = [np.random.default_rng(seed).beta(mix_alpha, mix_alpha) for seed in seeds]
-    return fold_lambda(torch.tensor(drawn, dtype=torch.float64))
+    coefficients = torch.tensor(drawn, dtype=torch.float64)
+    return fold_lambda(coefficients) if folded else coefficients
 
 
 def mix(random_half: Tensor, minority_half: Tensor, mix_lambda: Tensor) -> Tensor:

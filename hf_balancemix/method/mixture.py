@@ -46,8 +46,8 @@ class MixtureFit:
         n_steps: (2, K) int64, EM steps done; 0 for sets that were never fitted.
         low: (2, K) float64, smallest finite raw loss of the set; 0 for an empty set.
         high: (2, K) float64, largest finite raw loss of the set; 0 for an empty set.
-        fitted: (2, K) bool, False where the whole set is taken as clean: too few losses, no spread, collapsed modes,
-            or trusted positives.
+        fitted: (2, K) bool, False where the whole set is taken as clean: too few losses, no spread, collapsed or
+            unseparated modes, or trusted positives.
         non_monotone: (2, K) bool, True where the posterior of Eq. 8 rises again towards the largest losses, as happens
             when the small-loss mode is the wider one. Tells how often `monotone` would matter, whether it is on or
             not.
@@ -101,6 +101,7 @@ def label_posteriors(
     min_fit: int = 4,
     monotone: bool = False,
     trust_positives: bool = False,
+    separation: float = 0.0,
     max_steps: int = 10,
     tolerance: float = 1e-2,
     covariance_floor: float = 5e-4,
@@ -108,7 +109,8 @@ def label_posteriors(
     """Fit the mixture of every class and label value and return the posterior of every given label (Eq. 6–8).
 
     A set is taken as clean as a whole (posterior 1) if it has fewer than `min_fit` finite losses, if these span less
-    than `MIN_RANGE`, or if the fitted means end up closer than `MIN_SEPARATION`.
+    than `MIN_RANGE`, if the fitted means end up closer than `MIN_SEPARATION`, or if Ashman's D of the two components,
+    √2·|μ₁ − μ₂| / √(σ₁² + σ₂²), is below `separation`.
 
     Args:
         losses: (N, K) loss of each entry against its given label (Eq. 6), from one pass over the whole training set.
@@ -118,6 +120,8 @@ def label_posteriors(
         monotone: Posterior 1 below the small mean, and above it the running minimum over growing losses, so that a
             larger loss never looks cleaner. Off is Eq. 8 to the letter.
         trust_positives: Take every label 1 as clean, as in data with one annotated positive per image.
+        separation: Least Ashman's D of a set that is divided. 0 is the paper, which divides every set; above 2 two
+            Gaussians are usually called separate. This package's own variant.
         max_steps: Largest number of EM steps.
         tolerance: A set stops once its mean log-likelihood changes by less than this.
         covariance_floor: Added to every variance, in squared normalised loss.
@@ -138,6 +142,7 @@ def label_posteriors(
             min_fit=min_fit,
             monotone=monotone,
             trust_positives=trust_positives,
+            separation=separation,
             max_steps=max_steps,
             tolerance=tolerance,
             covariance_floor=covariance_floor,
@@ -173,6 +178,7 @@ def _fit_chunk(
     min_fit: int,
     monotone: bool,
     trust_positives: bool,
+    separation: float,
     max_steps: int,
     tolerance: float,
     covariance_floor: float,
@@ -185,7 +191,9 @@ def _fit_chunk(
     scale = torch.where(eligible, high - low, 1.0)
     value = torch.where(usable, loss - _by_label(low, positive), 0.0) / _by_label(scale, positive)
     found = _ordered(_expectation_maximisation(value, member, eligible, max_steps, tolerance, covariance_floor))
-    fitted = eligible & (found.means[..., 1] - found.means[..., 0] >= MIN_SEPARATION)
+    gap = found.means[..., 1] - found.means[..., 0]
+    ashman_d = math.sqrt(2) * gap / found.variances.sum(dim=-1).sqrt()
+    fitted = eligible & (gap >= MIN_SEPARATION) & (ashman_d >= separation)
     posterior, rises = _chunk_posterior(value, positive, member, found, monotone)
     posterior = posterior.masked_fill(~_by_label(fitted, positive), 1.0)
     posterior = posterior.masked_fill(~finite & ~(positive & trust_positives), 0.0)

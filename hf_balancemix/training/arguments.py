@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from hf_balancemix.checks import check_method_arguments, check_trainer_arguments
+from hf_balancemix.argument_checks import check_method_arguments, check_trainer_arguments
 from hf_balancemix.data.transforms import AUGMENTATIONS
-from hf_balancemix.losses import CLASS_REDUCTIONS
-from hf_balancemix.method import MINORITY_SCORES, REFINEMENTS
+from hf_balancemix.losses import CLASS_REDUCTIONS, LOSSES
+from hf_balancemix.method import MINORITY_SCORES, REFINEMENTS, TRANSITION_CHOICES
 
 RELABEL_VIEWS = ("step", "epoch", "reuse")
-WEIGHT_DECAY_ON = ("weights", "all")
+WEIGHT_DECAY_ON = ("weights", "all", "matrices")
+SECOND_SAMPLERS = ("minority", "random", "batch", "none")
+EVALUATED_NETWORKS = ("first", "mean")
 METHOD_FIELDS = (
     "second_sampler",
     "minority_score",
@@ -26,8 +28,23 @@ METHOD_FIELDS = (
     "min_fit",
     "monotone_posterior",
     "trust_positives",
+    "mixture_separation",
+    "loss",
     "class_reduction",
+    "focal_gamma",
+    "focal_alpha",
+    "asl_gamma_negative",
+    "asl_gamma_positive",
+    "asl_margin",
+    "asl_detach",
+    "large_loss_rate",
+    "evaluated_network",
+    "transition_choice",
+    "validation_fraction",
     "augmentation",
+    "cutout",
+    "ema_decay",
+    "one_cycle",
 )
 
 
@@ -73,20 +90,73 @@ class BalanceMixTrainingArguments(TrainingArguments):
         "small images, or none.",
         sorted(AUGMENTATIONS),
     )
+    cutout: float = _option(
+        0.0,
+        "Side of a rectangle of random colour over a random part of each training image, before augmentation, "
+        "as a share of the image's side; 0 is off, the ML-Decoder scripts take 0.5.",
+    )
     medium_shot_from: int = _option(1000, "Classes with at least this many training positives are medium-shot.")
     many_shot_from: int = _option(10000, "Classes with at least this many training positives are many-shot.")
 
     weight_decay_on: str = _option(
         "weights",
-        "Parameters with weight decay: weights (the Trainer's choice, without biases and norms) or all (the paper).",
+        "Parameters with weight decay: weights (the Trainer's choice, without biases and norms), all (the paper), or "
+        "matrices: tensors of two dimensions or more (the ML-Decoder and ASL scripts).",
         WEIGHT_DECAY_ON,
+    )
+    one_cycle: bool = _option(
+        False,
+        "One-cycle learning rate as in the ML-Decoder and ASL scripts: up to learning_rate in the first fifth of the "
+        "steps, then down to nearly 0; takes the place of lr_scheduler_type.",
+    )
+    ema_decay: float = _option(
+        0.0,
+        "Decay of an exponential moving average of the weights, evaluated and saved beside the model; 0 is off, the "
+        "ML-Decoder and ASL scripts take 0.9997.",
+    )
+
+    loss: str = _option(
+        "bce",
+        "bce (Eq. 1), focal, asl (asymmetric loss), or large-loss rejection and correction (ll_r, ll_ct); the methods "
+        "of the same names set it.",
+        LOSSES,
+    )
+    focal_gamma: float = _option(2.0, "γ of the focal loss.")
+    focal_alpha: float | None = _option(None, "Weight of positives in the focal loss, 1 - α for negatives; off unset.")
+    asl_gamma_negative: float = _option(4.0, "γ- of the asymmetric loss.")
+    asl_gamma_positive: float = _option(0.0, "γ+ of the asymmetric loss.")
+    asl_margin: float = _option(0.05, "Probability below which a negative has no loss (asymmetric loss).")
+    asl_detach: bool = _option(
+        True, "No gradient through the focusing weight of the asymmetric loss, as in its training scripts."
+    )
+    large_loss_rate: float = _option(
+        0.05,
+        "Δ of LL-R and LL-Ct, in percent of a batch's labels and per epoch; the paper takes 0.04 on COCO (50 epochs), "
+        "0.1 on VOC (20), 0.05 on DeepFashion (40).",
+    )
+    evaluated_network: str = _option(
+        "first",
+        "Co-teaching: predict with the first network, or with the mean of both probabilities.",
+        EVALUATED_NETWORKS,
+    )
+    transition_choice: str = _option(
+        "medoid",
+        "T-estimator: of the candidates for a class take the L1 medoid (its paper) or the one with the least residual "
+        "(its code).",
+        TRANSITION_CHOICES,
+    )
+    validation_fraction: float = _option(
+        0.1, "T-estimator: share of the training images held out, with their noisy labels, to choose weights by."
     )
 
     class_reduction: str = _option(
         "sum", "Loss over the classes: sum (Eq. 1) or mean; instances are always averaged.", CLASS_REDUCTIONS
     )
     second_sampler: str = _option(
-        "minority", "Sampler of the second half of each pair: minority (Eq. 4) or random.", ["minority", "random"]
+        "minority",
+        "Second half of each pair: minority (Eq. 4), random (a second shuffle), batch (a permutation of the same "
+        "batch, as in plain Mixup), or none: no pairs.",
+        SECOND_SAMPLERS,
     )
     minority_score: str = _option(
         "eq3",
@@ -128,6 +198,11 @@ class BalanceMixTrainingArguments(TrainingArguments):
         False, "Forbid that a larger loss gets a larger posterior (off: Eq. 8 to the letter)."
     )
     trust_positives: bool = _option(False, "Regard every given positive as clean.")
+    mixture_separation: float = _option(
+        0.0,
+        "Regard a whole (class, label) set as clean unless its two loss modes are separated by at least this Ashman's "
+        "D; 0 is the paper, above 0 is this package's own variant.",
+    )
 
     def __post_init__(self) -> None:
         check_trainer_arguments(self)

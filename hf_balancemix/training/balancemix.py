@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from hf_balancemix.data.pairs import PairSampler
-from hf_balancemix.losses import label_losses
+from hf_balancemix.data.pairs import ImageRows, PairDataset, PairSampler
+from hf_balancemix.losses import label_losses, pair_losses
 from hf_balancemix.method import (
     Refinement,
     class_confidence,
@@ -99,6 +99,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
                 min_fit=args.min_fit,
                 monotone=args.monotone_posterior,
                 trust_positives=args.trust_positives,
+                separation=args.mixture_separation,
             )
             state.posterior = fit.posterior.float()
             non_monotone = int(fit.non_monotone.sum())
@@ -117,11 +118,16 @@ class BalanceMixTrainer(MultiLabelTrainer):
         return None if self.label_state is None else self.label_state.sampling_probability
 
     def _train_sampler(self, dataset: Any) -> PairSampler:
-        second = "random" if self.args.second_sampler == "random" else self._minority_probability
-        return PairSampler(len(dataset), self.args.seed, self._epoch, second, self._views)
+        if self.args.second_sampler == "none":
+            raise ValueError(
+                "Expected `second_sampler` minority, random or batch with BalanceMixTrainer, which mixes pairs, found "
+                "'none'. Choose one of them, or train with MultiLabelTrainer."
+            )
+        second = self._minority_probability if self.args.second_sampler == "minority" else self.args.second_sampler
+        return PairSampler(len(dataset), self.args.seed, self._epoch, second, self._views, self.images_per_step())
 
-    def _mix_alpha(self) -> float:
-        return self.args.mix_alpha
+    def _pair_dataset(self, images: ImageRows) -> PairDataset:
+        return PairDataset(images, self.transform, self.args.mix_alpha)
 
     # ---- each step: Algorithm 1, lines 5-15 ----
 
@@ -137,8 +143,13 @@ class BalanceMixTrainer(MultiLabelTrainer):
         if self.args.mix_lambda_per == "batch":
             mix_lambda = mix_lambda[:1].expand_as(mix_lambda)
         mixed_pixels = mix(pixels[:, 0, 0], pixels[:, 1, 0], mix_lambda)
-        targets = mix(random_half.targets, minority_half.targets, mix_lambda)
-        return self._loss(model, mixed_pixels, targets, random_half.entry_weights, index, return_outputs)
+        logits = self._logits(model, mixed_pixels)
+        halves = random_half.targets, minority_half.targets
+        if self.args.loss == "bce":  # linear in the target: one loss against the mixed one is the same
+            entries = self._entry_losses(logits, mix(*halves, mix_lambda))
+        else:
+            entries = pair_losses(self._entry_losses, logits, *halves, mix_lambda)
+        return self._training_loss(entries * random_half.entry_weights, index)
 
     def _refined(self, model: Any, views: torch.Tensor, index: torch.Tensor) -> Refinement:
         """Targets and weights of one half: looked up by row, or predicted from its two views here and now."""
@@ -162,8 +173,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
         """Return the (B, K) mean prediction on (B, 2, C, H, W) views (Eq. 9), leaving the model in training mode."""
         model.train(self.args.relabel_bn == "train")
         try:
-            outputs = [model(pixel_values=view) for view in views.unbind(dim=1)]
+            first, second = (self._logits(model, view) for view in views.unbind(dim=1))
         finally:
             model.train()
-        first, second = (out["logits"] if isinstance(out, dict) else out[0] for out in outputs)
         return view_confidence(first, second)

@@ -17,9 +17,14 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-# The middle five are the steps of the paper's Tables 5 and 13, each adding to the one before.
+_BATCH = "batch"  # plain Mixup, as all baselines of the paper but BCE have it
 METHODS: dict[str, Method] = {
-    "bce": Method(MultiLabelTrainer),
+    "bce": Method(MultiLabelTrainer, {"second_sampler": "none"}),
+    "focal": Method(MultiLabelTrainer, {"loss": "focal", "second_sampler": _BATCH}),
+    "asl": Method(MultiLabelTrainer, {"loss": "asl", "second_sampler": _BATCH}),
+    "ll_r": Method(MultiLabelTrainer, {"loss": "ll_r", "second_sampler": _BATCH}),
+    "ll_ct": Method(MultiLabelTrainer, {"loss": "ll_ct", "second_sampler": _BATCH}),
+    # The steps of the paper's Tables 5 and 13, each adding to the one before.
     "mixup": Method(BalanceMixTrainer, {"second_sampler": "random", "refinement": "none"}),
     "minority": Method(BalanceMixTrainer, {"refinement": "none"}),
     "clean": Method(BalanceMixTrainer, {"refinement": "clean"}),

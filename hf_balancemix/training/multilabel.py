@@ -6,38 +6,42 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from hf_balancemix import checks
+from hf_balancemix.argument_checks import check_method_arguments
 from hf_balancemix.data.columns import LabelTable, encode_labels, find_image_column, has_label_column
 from hf_balancemix.data.formats import as_stored, evaluation_labels, refuse_ignored
-from hf_balancemix.data.noise import noise_of
 from hf_balancemix.data.pairs import EvalDataset, ImageRows, PairDataset, PairSampler, as_batch
 from hf_balancemix.data.transforms import ImageTransform
 from hf_balancemix.label_state import LabelState
-from hf_balancemix.losses import weighted_bce
+from hf_balancemix.losses import pair_losses, reduce_losses, weighted_bce
+from hf_balancemix.method import mix
 from hf_balancemix.report import build_compute_metrics
-from hf_balancemix.training import checkpoints
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs, SaveAfterEvaluation
+from hf_balancemix.training.objective import entry_losses
 from hf_balancemix.training.refresh import synchronise_buffers
+from hf_balancemix.training.resumable import ResumableTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class MultiLabelTrainer(Trainer):
+class MultiLabelTrainer(ResumableTrainer):
     """Trains any image classifier of transformers or timm with binary cross-entropy on multi-label images.
 
     What it mends in the stock Trainer, for multi-label problems: the loss is right under gradient accumulation and
     with several processes (huggingface/transformers#47688), the sampler is the same on every rank and after a resume,
     evaluation reports mAP, label columns of any shape are read, and a checkpoint is either complete or not used.
+
+    The loss is ``args.loss``; with ``second_sampler="batch"`` the images of a batch are mixed with a permutation of
+    themselves (plain Mixup), and the loss is taken against both members' labels. The samplers "minority" and "random"
+    belong to ``BalanceMixTrainer``: here they are the same as "none".
 
     Args:
         model: A ``PreTrainedModel`` with one output per class; its class names and ``problem_type`` are set.
@@ -54,8 +58,6 @@ class MultiLabelTrainer(Trainer):
         ValueError: For data that cannot be trained on; each message says what to do.
     """
 
-    args: BalanceMixTrainingArguments
-    model: Any
     eval_dataset: Any
     # One mean per micro-batch; the Trainer divides by the number of accumulated ones.
     loss_is_scaled_for_ga = False
@@ -159,10 +161,11 @@ class MultiLabelTrainer(Trainer):
         return int(self.state.epoch or 0)
 
     def _train_sampler(self, dataset: Any) -> PairSampler:
-        return PairSampler(len(dataset), self.args.seed, self._epoch)
+        second = "batch" if self.args.second_sampler == "batch" else None
+        return PairSampler(len(dataset), self.args.seed, self._epoch, second, batch_size=self.images_per_step())
 
-    def _mix_alpha(self) -> float:
-        return 0.0
+    def _pair_dataset(self, images: ImageRows) -> PairDataset:
+        return PairDataset(images, self.transform, self.args.mix_alpha, folded=False)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of one epoch's items; a new run starts with a fresh :class:`LabelState`."""
@@ -171,7 +174,7 @@ class MultiLabelTrainer(Trainer):
         args = self.args
         started = int(os.environ.get("WORLD_SIZE", "1"))
         checks.check_world_size(args.world_size * max(args.n_gpu, 1), started)
-        checks.check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
+        check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
         self.transform.augmentation = args.augmentation
         checks.check_batch_size(
             len(self.label_state), self._train_batch_size, args.world_size, args.dataloader_drop_last
@@ -182,7 +185,7 @@ class MultiLabelTrainer(Trainer):
         if self._train_images is None:
             self._train_images = self._image_rows(self.train_dataset)
         return self._get_dataloader(
-            dataset=PairDataset(self._train_images, self.transform, self._mix_alpha()),
+            dataset=self._pair_dataset(self._train_images),
             description="Training",
             batch_size=self._train_batch_size,
             sampler_fn=self._train_sampler,
@@ -230,24 +233,39 @@ class MultiLabelTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return Eq. 1 on a batch. ``num_items_in_batch`` is not used: the loss is a mean over the batch's images."""
-        if "index" in inputs:
-            assert self.label_state is not None
-            pixels, targets = inputs["pixel_values"][:, 0, 0], self.label_state.labels[inputs["index"][:, 0].cpu()]
+        if "index" not in inputs:
+            logits, targets = self._logits(model, inputs["pixel_values"]), inputs["labels"]
+            counted = targets >= 0  # -1: left out of the evaluation
+            loss = weighted_bce(logits, targets.clamp(min=0), counted, self.args.class_reduction)
+            return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+        pixels, index = inputs["pixel_values"][:, :, 0], inputs["index"]  # (B, members, C, H, W), (B, members)
+        labels = self._given_labels(index).to(pixels.device)
+        if index.shape[1] == 1:
+            entries = self._entry_losses(self._logits(model, pixels[:, 0]), labels[:, 0])
         else:
-            pixels, targets = inputs["pixel_values"], inputs["labels"]
-        counted = None if "index" in inputs else targets >= 0  # -1: left out of the evaluation
-        return self._loss(model, pixels, targets.clamp(min=0), counted, inputs.get("index"), return_outputs)
+            mix_lambda = inputs["mix_lambda"]
+            logits = self._logits(model, mix(pixels[:, 0], pixels[:, 1], mix_lambda))
+            entries = pair_losses(self._entry_losses, logits, labels[:, 0], labels[:, 1], mix_lambda)
+        return self._training_loss(entries, index)
 
-    def _loss(
-        self, model: Any, pixels: Any, targets: Any, entry_weights: Any, index: Any, return_outputs: bool = False
-    ) -> Any:
-        """Predict, compare, and stop if the training loss is not finite."""
+    def _given_labels(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the labels (..., K) float32 of rows (...), on the CPU."""
+        assert self.label_state is not None
+        return self.label_state.labels[index.cpu()].float()
+
+    def _entry_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the (B, K) losses of the method."""
+        return entry_losses(self.args, self._epoch(), logits, targets)
+
+    def _logits(self, model: Any, pixels: torch.Tensor) -> torch.Tensor:
         outputs = model(pixel_values=pixels)
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        loss = weighted_bce(logits, targets.to(logits.device), entry_weights, self.args.class_reduction)
-        if index is not None:
-            checks.check_finite(loss.item(), self.state.global_step, index.flatten())
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+        return outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+
+    def _training_loss(self, entries: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Reduce the entries of a training batch, and stop if the result is not finite."""
+        loss = reduce_losses(entries, self.args.class_reduction)
+        checks.check_finite(loss.item(), self.state.global_step, index.flatten())
+        return loss
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Return the parameters with weight decay, by ``args.weight_decay_on``: all, or the Trainer's choice."""
@@ -257,89 +275,3 @@ class MultiLabelTrainer(Trainer):
 
     def prepare_epoch(self, epoch: int, final: bool = False) -> None:
         """Prepare the statistics of an epoch; plain training has none. Idempotent."""
-
-    # ---- checkpoints ----
-
-    def steps_per_epoch(self) -> int:
-        """Return the optimiser steps of one epoch."""
-        return checkpoints.steps_per_epoch(self.args, len(self.train_dataset), self._train_batch_size)
-
-    def run_facts(self) -> dict[str, Any]:
-        """Return what a checkpoint must share with the run that resumes from it."""
-        args = self.args
-        return {
-            "trainer": type(self).__name__,
-            "seed": args.seed,
-            "world_size": args.world_size,
-            "images_per_step": self._train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            "steps_per_epoch": self.steps_per_epoch(),
-            "noise": noise_of(self.train_dataset),
-            **args.method_settings(),
-        }
-
-    def train(
-        self,
-        resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: Any = None,
-    ) -> Any:
-        """Train, or go on from the last complete checkpoint (``True``) or from the one named.
-
-        Raises:
-            ValueError: If there is no complete checkpoint, or if it belongs to another run.
-        """
-        resume_from_checkpoint = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        if resume_from_checkpoint is not None and self.label_state is not None and not self.args.auto_find_batch_size:
-            self._saved_state(resume_from_checkpoint)  # refuse another run's before its weights fail to load
-        try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        except KeyboardInterrupt:
-            if self.is_world_process_zero():
-                logger.warning(checkpoints.interrupted(self.args.output_dir, self.state.global_step))
-            raise
-        except Exception as error:  # a full disk is an OSError, but also what torch and safetensors make of it
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            saving = self.args.should_save and self.control.should_save  # the flag falls when a save has succeeded
-            if not saving or not folder.is_dir() or "trainer_state.json" not in checkpoints.missing_parts(folder):
-                raise  # that file is the last one of a checkpoint: it stands if only the push to the Hub failed
-            raise checkpoints.unsaved(folder, error) from error
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights of a checkpoint to resume from."""
-        if not self._load_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        """Load the weights of the best checkpoint."""
-        if not self._load_weights(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _load_weights(self, checkpoint: str | None) -> bool:
-        """Load weights, all of them or none; say whether this way was open."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if checkpoint is None or sharded or not isinstance(self.model, PreTrainedModel):
-            return False
-        checkpoints.load_weights(self.model, checkpoint)
-        return True
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save the label state along with the optimiser: whatever resumes needs both."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and self.label_state is not None:
-            self.label_state.save(output_dir, self.run_facts())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load the label state along with the optimiser, after comparing the checkpoint with this run."""
-        if checkpoint is not None and self.label_state is not None:
-            saved, changes = self._saved_state(checkpoint)
-            for sentence in changes.values():
-                logger.warning(f"Resuming from {checkpoint} as another run: {sentence}.")
-            if not changes.keys().isdisjoint(self.args.method_settings()):
-                saved.reset()  # what the new settings need may be missing: the resumed epoch is prepared anew
-            self.label_state.assign(saved)
-        super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _saved_state(self, checkpoint: str) -> tuple[LabelState, dict[str, str]]:
-        """Return the label state of a checkpoint and how its run differs; refuse what cannot be gone on with."""
-        saved, saved_run = LabelState.load(checkpoint)
-        return saved, checks.check_resume(saved, self.label_state, saved_run, self.run_facts(), checkpoint)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
 from hf_balancemix.data.noise import NoiseSpec, inject_noise
 from hf_balancemix.label_state import FILE_NAME, LabelState
-from hf_balancemix.training import balancemix, multilabel
+from hf_balancemix.training import balancemix, multilabel, resumable
 from hf_balancemix.training.checkpoints import (
     FINAL_STATE,
     complete_checkpoints,
@@ -55,7 +55,7 @@ def folder(finished, tmp_path):
 def warnings(monkeypatch):
     """Every warning of the trainers, in order."""
     lines = []
-    for module in (multilabel, balancemix):
+    for module in (multilabel, resumable, balancemix):
         monkeypatch.setattr(module.logger, "warning", lines.append)
     monkeypatch.setattr("hf_balancemix.training.checkpoints.logger.warning", lines.append)
     return lines
@@ -296,8 +296,8 @@ def poison(model, **kwargs):
 def test_a_non_finite_loss_stops_the_run(tmp_path, finished, cls):
     seen = []
     trainer = make(tmp_path, cls, callbacks=[At("on_step_begin", 2, poison)])
-    loss = trainer._loss
-    trainer._loss = lambda *args: (seen.append(args[4].flatten().tolist()), loss(*args))[1]
+    loss = trainer._training_loss
+    trainer._training_loss = lambda *args: (seen.append(args[1].flatten().tolist()), loss(*args))[1]
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
     message = str(caught.value)

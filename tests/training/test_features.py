@@ -301,7 +301,8 @@ def test_one_pass_per_epoch(tmp_path, monkeypatch, changes, passes):
 
 def steps_of(trainer):
     """Train; what every step was given and what the loss was asked for, in order."""
-    seen, step, last = [], trainer.compute_loss, trainer._loss
+    seen, step = [], trainer.compute_loss
+    logits_of, losses_of, refined = trainer._logits, trainer._entry_losses, trainer._refined
 
     def compute_loss(model, inputs, *args, **kwargs):
         entry = {"epoch": trainer._epoch(), "inputs": {k: v.clone() for k, v in inputs.items()}}
@@ -312,11 +313,22 @@ def steps_of(trainer):
         entry["loss"] = float(loss.detach())
         return loss
 
-    def recorded(model, pixels, targets, entry_weights, index, *args):
-        seen[-1] |= {"pixels": pixels, "targets": targets, "entry_weights": entry_weights}
-        return last(model, pixels, targets, entry_weights, index, *args)
+    def predicted(model, pixels):
+        if torch.is_grad_enabled():  # not the views of the schedule "step"
+            seen[-1]["pixels"] = pixels
+        return logits_of(model, pixels)
 
-    trainer.compute_loss, trainer._loss = compute_loss, recorded
+    def compared(logits, targets):
+        seen[-1]["targets"] = targets
+        return losses_of(logits, targets)
+
+    def managed(*args):
+        result = refined(*args)
+        seen[-1].setdefault("entry_weights", result.entry_weights)  # of the random half, which comes first
+        return result
+
+    trainer.compute_loss, trainer._refined = compute_loss, managed
+    trainer._logits, trainer._entry_losses = predicted, compared
     trainer.train()
     return seen
 

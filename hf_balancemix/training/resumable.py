@@ -1,0 +1,122 @@
+"""A Trainer whose runs can be killed and resumed exactly: what a checkpoint holds, and when it may be gone on with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
+
+from hf_balancemix import checks
+from hf_balancemix.data.noise import noise_of
+from hf_balancemix.label_state import LabelState
+from hf_balancemix.training import checkpoints
+from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """Adds to the stock Trainer: the label state in every checkpoint, complete or unused checkpoints, strict weights.
+
+    ``MultiLabelTrainer`` builds on it. A subclass that keeps more between epochs saves and loads it along with the
+    optimiser, in ``_save_optimizer_and_scheduler`` and ``_load_optimizer_and_scheduler``.
+    """
+
+    args: BalanceMixTrainingArguments
+    model: Any
+    label_state: LabelState | None = None
+
+    def training_rows(self) -> int:
+        """Return how many images one epoch goes through."""
+        return len(self.train_dataset)
+
+    def images_per_step(self) -> int:
+        """Return the images of one optimiser step, over all processes and accumulated batches."""
+        return int(self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps)
+
+    def steps_per_epoch(self) -> int:
+        """Return the optimiser steps of one epoch."""
+        return checkpoints.steps_per_epoch(self.args, self.training_rows(), self._train_batch_size)
+
+    def run_facts(self) -> dict[str, Any]:
+        """Return what a checkpoint must share with the run that resumes from it."""
+        args = self.args
+        return {
+            "trainer": type(self).__name__,
+            "seed": args.seed,
+            "world_size": args.world_size,
+            "images_per_step": self.images_per_step(),
+            "steps_per_epoch": self.steps_per_epoch(),
+            "noise": noise_of(self.train_dataset),
+            **args.method_settings(),
+        }
+
+    def train(
+        self,
+        resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
+    ) -> Any:
+        """Train, or go on from the last complete checkpoint (``True``) or from the one named.
+
+        Raises:
+            ValueError: If there is no complete checkpoint, or if it belongs to another run.
+        """
+        resume_from_checkpoint = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if resume_from_checkpoint is not None and self.label_state is not None and not self.args.auto_find_batch_size:
+            self._saved_state(resume_from_checkpoint)  # refuse another run's before its weights fail to load
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except KeyboardInterrupt:
+            if self.is_world_process_zero():
+                logger.warning(checkpoints.interrupted(self.args.output_dir, self.state.global_step))
+            raise
+        except Exception as error:  # a full disk is an OSError, but also what torch and safetensors make of it
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            saving = self.args.should_save and self.control.should_save  # the flag falls when a save has succeeded
+            if not saving or not folder.is_dir() or "trainer_state.json" not in checkpoints.missing_parts(folder):
+                raise  # that file is the last one of a checkpoint: it stands if only the push to the Hub failed
+            raise checkpoints.unsaved(folder, error) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint to resume from."""
+        if not self._load_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint."""
+        if not self._load_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_weights(self, checkpoint: str | None) -> bool:
+        """Load weights, all of them or none; say whether this way was open."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if checkpoint is None or sharded or not isinstance(self.model, PreTrainedModel):
+            return False
+        checkpoints.load_weights(self.model, checkpoint)
+        return True
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save the label state along with the optimiser: whatever resumes needs both."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self.label_state is not None:
+            self.label_state.save(output_dir, self.run_facts())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the label state along with the optimiser, after comparing the checkpoint with this run."""
+        if checkpoint is not None and self.label_state is not None:
+            saved, changes = self._saved_state(checkpoint)
+            for sentence in changes.values():
+                logger.warning(f"Resuming from {checkpoint} as another run: {sentence}.")
+            if not changes.keys().isdisjoint(self.args.method_settings()):
+                saved.reset()  # what the new settings need may be missing: the resumed epoch is prepared anew
+            self.label_state.assign(saved)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _saved_state(self, checkpoint: str) -> tuple[LabelState, dict[str, str]]:
+        """Return the label state of a checkpoint and how its run differs; refuse what cannot be gone on with."""
+        saved, saved_run = LabelState.load(checkpoint)
+        return saved, checks.check_resume(saved, self.label_state, saved_run, self.run_facts(), checkpoint)
