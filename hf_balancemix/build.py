@@ -2,77 +2,113 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import timm
+import numpy.typing as npt
+import PIL.Image
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.file_download import repo_folder_name
-from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     PreTrainedModel,
-    ResNetConfig,
-    TimmWrapperConfig,
-    ViTImageProcessor,
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+from transformers.utils import logging
 
+from hf_balancemix.backbones import (
+    SMALL_RESNET,
+    ImageSizeError,
+    check_folder,
+    check_size,
+    from_timm,
+    load,
+    small_resnet,
+    squash_processor,
+    timm_processor,
+    unloadable,
+)
 from hf_balancemix.checks import own_class_names
 from hf_balancemix.connection import prepare_hub
+from hf_balancemix.messages import nearest
+from hf_balancemix.modeling.configuration_balancemix import BalanceMixConfig
+from hf_balancemix.modeling.heads import HEADS
+from hf_balancemix.modeling.modeling_balancemix import BalanceMixForImageClassification
 
-SMALL_RESNET = "small_resnet"
+__all__ = ["HEADS", "SMALL_RESNET", "ImageSizeError", "build_model", "usable_image_size"]
+
+logger = logging.get_logger(__name__)
+
 # A smaller picture shows nothing, and every layer behind the first would see a single pixel.
 MIN_IMAGE_SIZE = 8
-# What architectures raise while they are built for a size, or see it, that they do not take.
-_SIZE_ERRORS = (RuntimeError, ValueError, AssertionError, ArithmeticError, IndexError)
-# The whole picture, squashed to a square, as timm writes it.
-_SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
-
-
-class ImageSizeError(ValueError):
-    """A backbone does not take pictures of this size."""
 
 
 def build_model(
-    backbone: str, class_names: Sequence[str], image_size: int | None = None, pretrained: bool = True
+    backbone: str,
+    class_names: Sequence[str],
+    image_size: int | None = None,
+    pretrained: bool = True,
+    head: str = "linear",
+    head_options: Mapping[str, Any] | None = None,
+    word_vectors: torch.Tensor | npt.ArrayLike | None = None,
 ) -> tuple[PreTrainedModel, Any]:
-    """Build a classifier with a linear head and its image processor.
+    """Build a classifier and its image processor.
+
+    With the head ``linear`` the model is the backbone's own class with its own pooling, and its checkpoint loads
+    everywhere. With another head it is a :class:`BalanceMixForImageClassification`, whose checkpoint loads after
+    ``import hf_balancemix``, or without this package with ``trust_remote_code=True``. So is a ``linear`` one whose
+    backbone comes from such a checkpoint, or from a model of transformers without a class for classification.
 
     Args:
         backbone: A timm name (``resnet50.tv_in1k``), whose head is always drawn anew; a Hub name
-            (``google/vit-base-patch16-224``) or a local folder with a checkpoint, whose head is kept if it was made
-            for the same classes, and drawn anew if it has another number of outputs; or ``small_resnet``: a ResNet of
-            0.7 M parameters for small pictures, from a config and always drawn at random.
+            (``google/vit-base-patch16-224``) or a local folder with a checkpoint, whose head is kept if it is of the
+            kind asked for and was made for the same classes, and drawn anew if it is of another kind or has another
+            number of outputs; or ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, from a config
+            and always drawn at random.
         class_names: The K names.
         image_size: Side in pixels, at least 8; pictures are squashed to a square. ``None`` takes the backbone's own
             size.
         pretrained: Load weights; otherwise draw them at random.
+        head: One of ``HEADS``.
+        head_options: Arguments of the head's class (``{"num_queries": 50}`` for ``ml_decoder``).
+        word_vectors: (K, W), makes ``ml_decoder`` the zero-shot variant.
 
     Returns:
         The model and an image processor, both of which ``save_pretrained`` writes for the Auto classes.
 
     Raises:
         ValueError: If the backbone is unknown (the message names the nearest ones) or cannot be loaded, if it is a
-            checkpoint for as many other classes; :class:`ImageSizeError` if it does not take pictures of
-            ``image_size``.
+            checkpoint for as many other classes, for an unknown head or option; :class:`ImageSizeError` if it does not
+            take pictures of ``image_size``.
     """
     if image_size is not None and image_size < MIN_IMAGE_SIZE:
         raise ValueError(
             f"Expected `image_size` of at least {MIN_IMAGE_SIZE} pixels, found {image_size}. Leave it unset for the "
             "backbone's own size."
         )
-    model, processor = _build(backbone, class_names, image_size, pretrained)
+    options = _head_options(head, head_options, word_vectors)
+    model, processor, complete = _build(backbone, class_names, image_size, pretrained, head, options)
     if image_size is not None:
-        _check_size(model, backbone, image_size)
+        check_size(model, backbone, image_size)
+    if not complete:
+        if isinstance(processor, TimmWrapperImageProcessor):  # which transformers loads with timm's own class only
+            cfg = processor.data_config
+            processor = squash_processor(cfg["input_size"][-1], cfg["mean"], cfg["std"])
+        size = processor(PIL.Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].shape[-1]
+        model = BalanceMixForImageClassification.from_backbone(model, class_names, size, head, options)
+    if word_vectors is not None:
+        model.set_classes(class_names, torch.as_tensor(word_vectors))
+    elif isinstance(model, BalanceMixForImageClassification) and not model.knows_its_classes:
+        raise ValueError(
+            f"Expected `word_vectors` of shape ({len(class_names)}, {model.config.head_options['word_vector_dim']}) "
+            "for the zero-shot head, found none. Pass one row per class."
+        )
     return model, processor
 
 
@@ -89,82 +125,93 @@ def usable_image_size(backbone: str, preferred: int | None) -> int | None:
     return preferred
 
 
+def _head_options(head: str, given: Mapping[str, Any] | None, word_vectors: Any) -> dict[str, Any]:
+    """Return the options of a head; refuse what does not belong to it."""
+    if head not in HEADS:
+        raise ValueError(
+            f"Expected a head among {', '.join(HEADS)}, found {head!r}{nearest(head, HEADS)}. Choose one."
+        )
+    options = dict(given or {})
+    if head == "linear" and options:
+        raise ValueError(f"Expected no `head_options` with the linear head, found {options}. Leave them out.")
+    if word_vectors is not None:
+        if head != "ml_decoder":
+            raise ValueError(
+                f"Expected `word_vectors` with the head ml_decoder, found them with {head}. Choose that one, or leave "
+                "them out."
+            )
+        options["word_vector_dim"] = torch.as_tensor(word_vectors).shape[-1]
+    return options
+
+
 def _build(
-    backbone: str, class_names: Sequence[str], image_size: int | None, pretrained: bool
-) -> tuple[PreTrainedModel, Any]:
+    backbone: str,
+    class_names: Sequence[str],
+    image_size: int | None,
+    pretrained: bool,
+    head: str,
+    options: dict[str, Any],
+) -> tuple[Any, Any, bool]:
+    """Return a model, its image processor, and whether the model has its head already."""
     labels: dict[str, Any] = {
         "num_labels": len(class_names),
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: i for i, name in enumerate(class_names)},
         "problem_type": "multi_label_classification",
     }
+    linear = head == "linear"
+    auto = AutoModelForImageClassification if linear else AutoModel
     if backbone == SMALL_RESNET:
-        config = ResNetConfig(
-            embedding_size=32,
-            hidden_sizes=[32, 64, 128],
-            depths=[1, 1, 1],
-            layer_type="basic",
-            downsample_in_first_stage=False,
-            **labels,
-        )
-        return AutoModelForImageClassification.from_config(config), _processor(image_size or 32, [0.5] * 3, [0.5] * 3)
+        return *small_resnet(auto, labels, image_size), linear
     if backbone.startswith("timm/") and not Path(backbone).is_dir():
         backbone = backbone.removeprefix("timm/")  # the Hub's name for it: built alike
     if backbone and (Path(backbone).is_dir() or "/" in backbone):
-        _check_folder(backbone)
-        return _from_hub(backbone, labels, image_size, pretrained)
-    return _from_timm(backbone, labels, image_size, pretrained)
+        check_folder(backbone)
+        return _from_hub(backbone, labels, image_size, pretrained, head, options)
+    return *from_timm(auto, backbone, labels, image_size, pretrained), linear
 
 
-def _check_folder(name: str) -> None:
-    """Refuse a folder without a checkpoint, and what can only be meant as a folder but is none."""
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ValueError(
-                "Expected a checkpoint folder as backbone, as `save_pretrained` or `save_model` writes it, found "
-                f"no config.json in {name}."
-            )
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"Expected a checkpoint folder as backbone, found no folder {name}. Check the path.")
-
-
-def _load(auto: Any, name: str, **options: Any) -> Any:
-    try:
-        return auto.from_pretrained(name, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unloadable(name, error) from error
-
-
-def _unloadable(name: str, error: Exception) -> ValueError:
-    """Return the error for a folder, Hub or timm name that does not load: what was wanted, why, and what to do."""
-    wanted = f"Expected a backbone that can be loaded, found that {name!r} cannot"
-    chain: list[BaseException] = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    lines = str(error).strip().split("\n")
-    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
-    if Path(name).is_dir():
-        remedy = "It takes config.json, the weights and preprocessor_config.json, as `save_model` writes them."
-    elif any(isinstance(link, RepositoryNotFoundError) for link in chain):
-        reason = f"there is no such model on the Hub, {constants.ENDPOINT}, or it is not open to you"
-        remedy = "Check the name; for a private or gated model, log in with `hf auth login`."
-    elif "/" in name and not prepare_hub():
-        reason = (
-            f"it is no folder, it is not complete in the cache {constants.HF_HUB_CACHE}, and the Hub, "
-            f"{constants.ENDPOINT}, cannot be reached"
-        )
-        remedy = (
-            f"Run once with a connection; or run `hf download {name}` elsewhere and copy "
-            f"{repo_folder_name(repo_id=name, repo_type='model')} from its cache into this one; or pass a local "
-            "checkpoint folder as backbone; or take a timm model with random weights (`pretrained=False`, "
-            "--pretrained False), or small_resnet for tiny pictures."
-        )
+def _from_hub(
+    name: str, labels: dict[str, Any], image_size: int | None, pretrained: bool, head: str, options: dict[str, Any]
+) -> tuple[Any, Any, bool]:
+    if not Path(name).is_dir():
+        prepare_hub()
+    processor = load(AutoImageProcessor, name)
+    config = load(AutoConfig, name)
+    kept = _head_of(config) == head and options.items() <= getattr(config, "head_options", {}).items()
+    if not kept:
+        model = _without_head(config, name, pretrained, head)
+    elif pretrained:
+        if "word_vector_dim" not in options:
+            _check_classes(config, list(labels["id2label"].values()), name)
+        model = load(AutoModelForImageClassification, name, ignore_mismatched_sizes=True, **labels)
     else:
-        remedy = (
-            "Check the name and the connection to the Hub, or take a timm model with random weights "
-            "(`pretrained=False`, --pretrained False)."
-        )
-    return ValueError(f"{wanted} ({reason}). {remedy}")
+        model = AutoModelForImageClassification.from_config(load(AutoConfig, name, **labels))
+    if image_size is None:
+        return model, processor, kept
+    if model.config.model_type == "timm_wrapper":
+        return model, timm_processor(model.config, image_size), kept
+    return model, squash_processor(image_size, processor.image_mean, processor.image_std), kept
+
+
+def _head_of(config: Any) -> str | None:
+    """Return the kind of head that a checkpoint's own class has, or None where transformers has no class with one."""
+    if isinstance(config, BalanceMixConfig):
+        return config.head
+    return "linear" if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING else None
+
+
+def _without_head(config: Any, name: str, pretrained: bool, head: str) -> PreTrainedModel:
+    """Load the backbone of a checkpoint alone."""
+    if isinstance(config, BalanceMixConfig):
+        if not pretrained:
+            return AutoModel.from_config(config.backbone_config)
+        logger.warning(f"The head of {name} ({config.head}) is left out, a new one ({head}) is drawn.")
+        return load(AutoModelForImageClassification, name).backbone
+    config = getattr(config, "vision_config", config)  # CLIP and its like read text as well
+    if getattr(MODEL_MAPPING.get(type(config), None), "main_input_name", None) != "pixel_values":
+        raise unloadable(name, ValueError(f"{config.model_type} is no vision model"))
+    return load(AutoModel, name, config=config) if pretrained else AutoModel.from_config(config)
 
 
 def _check_classes(config: Any, class_names: Sequence[str], name: str) -> None:
@@ -180,113 +227,3 @@ def _check_classes(config: Any, class_names: Sequence[str], name: str) -> None:
             f"found {len(differ)} others in {name}: {shown}{'; ...' if len(differ) > 3 else ''}. List the classes in "
             "the checkpoint's order, or start from the backbone that it was trained from."
         )
-
-
-def _check_size(model: Any, backbone: str, image_size: int) -> None:
-    """Try a black picture: no rule says which sizes an architecture takes."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(pixel_values=torch.zeros(1, 3, image_size, image_size, dtype=model.dtype))
-    except _SIZE_ERRORS as error:
-        raise _wrong_size(backbone, image_size, error) from error
-    model.train(training)
-
-
-def _wrong_size(backbone: str, image_size: int, error: Exception) -> ImageSizeError:
-    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-    return ImageSizeError(
-        f"Expected an `image_size` that {backbone} takes, found {image_size} ({reason}). Take another one, "
-        "or leave it unset for the backbone's own size."
-    )
-
-
-def _processor(size: int, mean: Sequence[float], std: Sequence[float]) -> ViTImageProcessor:
-    """Squash to a square, as the paper and the ML-Decoder and ASL scripts do."""
-    return ViTImageProcessor(
-        size={"height": size, "width": size}, resample=2, image_mean=list(mean), image_std=list(std)
-    )
-
-
-def _from_timm(name: str, labels: dict[str, Any], image_size: int | None, pretrained: bool) -> tuple[Any, Any]:
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, [SMALL_RESNET, *timm.list_models()], n=3)
-        raise ValueError(
-            f"Expected a timm model, a Hub name with a slash or a checkpoint folder as backbone, found {name!r}"
-            + (f" (did you mean {', '.join(near)}?)." if near else ". `timm.list_models()` lists the names.")
-        )
-    tags = timm.list_models(f"{architecture}.*", pretrained=True)
-    try:
-        own_cfg: Any = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # an unknown tag behind the dot
-        raise ValueError(
-            f"Expected a timm model with one of its pretrained tags as backbone, found {name!r}. "
-            f"There are: {', '.join(tags) or 'none'}."
-        ) from error
-    if pretrained and not own_cfg.tag:
-        raise ValueError(
-            f"Expected a timm model with pretrained weights as backbone, found {name!r}, which has none. Use "
-            "`pretrained=False`, or choose another one."
-        )
-    own = own_cfg.to_dict()
-    size = image_size or own["input_size"][-1]
-    # transformers reads the preprocessing of a saved timm model from this entry of its config.json and from nowhere
-    # else, so it must say what training does: squash to a square.
-    cfg = {**own, "input_size": (3, size, size), **_SQUASH}
-    # Only some architectures are built for one size; the others take any.
-    sized = size != own["input_size"][-1] and "img_size" in _parameters(architecture)
-    model_args: dict[str, Any] = {"img_size": size} if sized else {}
-    if pretrained:
-        prepare_hub()
-    hub_name = f"timm/{architecture}.{own_cfg.tag}"
-    if pretrained and not sized and own_cfg.hf_hub_id == hub_name:
-        options = {"ignore_mismatched_sizes": True, "model_args": model_args, **labels}
-        model = _load(AutoModelForImageClassification, hub_name, **options)
-        model.config.pretrained_cfg = cfg
-    else:
-        config: Any = TimmWrapperConfig(  # type: ignore[call-arg]
-            architecture=name, pretrained_cfg=cfg, model_args=model_args, **labels
-        )
-        try:
-            model = AutoModelForImageClassification.from_config(config)
-        except _SIZE_ERRORS as error:
-            if not sized:
-                raise
-            raise _wrong_size(name, size, error) from error
-        # Only timm itself resamples position embeddings to another size, and finds weights outside its own Hub pages.
-        if pretrained:
-            try:
-                resampled = timm.create_model(name, pretrained=True, num_classes=labels["num_labels"], **model_args)
-            except (OSError, RuntimeError) as error:
-                raise _unloadable(own_cfg.hf_hub_id or name, error) from error
-            model.timm_model.load_state_dict(resampled.state_dict())
-    if pretrained and own_cfg.num_classes == labels["num_labels"]:  # else the head is new already
-        model.timm_model.reset_classifier(labels["num_labels"])
-    return model, TimmWrapperImageProcessor(cfg, architecture=name)
-
-
-def _parameters(architecture: str) -> set[str]:
-    """Return the constructor parameters of the class behind a timm entry point."""
-    module: Any = inspect.getmodule(timm.models.model_entrypoint(architecture))
-    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
-    return {name for c in classes for name in inspect.signature(c.__init__).parameters}
-
-
-def _from_hub(name: str, labels: dict[str, Any], image_size: int | None, pretrained: bool) -> tuple[Any, Any]:
-    if not Path(name).is_dir():
-        prepare_hub()
-    processor = _load(AutoImageProcessor, name)
-    if pretrained:
-        _check_classes(_load(AutoConfig, name), list(labels["id2label"].values()), name)
-        model = _load(AutoModelForImageClassification, name, ignore_mismatched_sizes=True, **labels)
-    else:
-        model = AutoModelForImageClassification.from_config(_load(AutoConfig, name, **labels))
-    if image_size is None:
-        return model, processor
-    if model.config.model_type == "timm_wrapper":
-        cfg = {**model.config.pretrained_cfg, "input_size": (3, image_size, image_size), **_SQUASH}
-        model.config.pretrained_cfg = cfg
-        return model, TimmWrapperImageProcessor(cfg, architecture=model.config.architecture)
-    return model, _processor(image_size, processor.image_mean, processor.image_std)

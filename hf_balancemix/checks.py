@@ -168,6 +168,9 @@ def check_resume(
             f"{saved_run.get('steps_per_epoch')} (batch size, accumulation and `dataloader_drop_last` decide): the "
             "position within the epoch would be lost"
         )
+    for name in ("one_cycle", "weight_decay_on"):  # the optimiser's state would not fit
+        if saved_run.get(name, run[name]) != run[name]:
+            wrong.append(f"`{name}` was {saved_run[name]!r}, is now {run[name]!r}")
     if wrong:
         raise ValueError(
             f"Cannot resume from {folder}: "

@@ -18,7 +18,19 @@ from safetensors.torch import save_file
 
 FILE_NAME = "label_state.safetensors"
 FORMAT = "1"
-STATISTICS = ("probs", "class_confidence", "sampling_probability", "posterior", "confidence")
+STATISTICS = (
+    "probs",
+    "class_confidence",
+    "sampling_probability",
+    "posterior",
+    "confidence",
+    "instance_posterior",
+    "loss_sum",
+    "best_map",
+    "best_loss",
+    "best_probs",
+    "transition",
+)
 
 
 @dataclass
@@ -34,6 +46,13 @@ class LabelState:
         sampling_probability: (N,) float64 of the minority half (Eq. 4); ``None`` stands for uniform.
         posterior: (N, K) float32, P(this given label is clean) (Eq. 8).
         confidence: (N, K) float32, mean prediction on the two augmented views (Eq. 9).
+        instance_posterior: (N, 2) float32, P(all labels of this image are clean) by each network of Co-teaching.
+        loss_sum: (N, K) float32, normalised losses summed over epochs; this and the next three only in the first stage
+            of T-estimator.
+        best_map: (1,) float64, best mAP on the held-out images so far.
+        best_loss: (K,) float64, least mean loss on the held-out images so far.
+        best_probs: (N, K) float32, predictions of each class in the epoch of its ``best_loss``.
+        transition: (K, 2, 2) float64, estimated noise of each class: rows are true values, columns given ones.
     """
 
     labels: torch.Tensor
@@ -44,6 +63,12 @@ class LabelState:
     sampling_probability: torch.Tensor | None = None
     posterior: torch.Tensor | None = None
     confidence: torch.Tensor | None = None
+    instance_posterior: torch.Tensor | None = None
+    loss_sum: torch.Tensor | None = None
+    best_map: torch.Tensor | None = None
+    best_loss: torch.Tensor | None = None
+    best_probs: torch.Tensor | None = None
+    transition: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -107,7 +132,14 @@ class LabelState:
     def check_shapes(self) -> None:
         """Raise ``ValueError`` unless every statistic fits the (N, K) labels."""
         n, k = self.labels.shape
-        expected = {"class_confidence": (2, k), "sampling_probability": (n,)}
+        expected: dict[str, tuple[int, ...]] = {
+            "class_confidence": (2, k),
+            "sampling_probability": (n,),
+            "instance_posterior": (n, 2),
+            "best_map": (1,),
+            "best_loss": (k,),
+            "transition": (k, 2, 2),
+        }
         for name, value in self.statistics().items():
             if tuple(value.shape) != expected.get(name, (n, k)):
                 raise ValueError(f"`{name}` has shape {tuple(value.shape)}, expected {expected.get(name, (n, k))}")

@@ -40,6 +40,12 @@ assert torch.equal(logits, data["logits"]), (logits - data["logits"]).abs().max(
 """
 
 
+def hub_answers(monkeypatch, reachable):
+    """The Hub is there, is not, or must not be asked for."""
+    for module in ("build", "backbones"):
+        monkeypatch.setattr(f"hf_balancemix.{module}.prepare_hub", reachable)
+
+
 def tiny_swin():
     config = SwinConfig(
         image_size=32, patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=5
@@ -143,7 +149,7 @@ def test_a_backbone_that_does_not_load_is_one_clear_error(tmp_path, monkeypatch)
     def offline(name, **kwargs):
         raise OSError(f"no way to {name}\nand more")
 
-    monkeypatch.setattr("hf_balancemix.build.prepare_hub", lambda: True)
+    hub_answers(monkeypatch, lambda: True)
     monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", offline)
     # A timm name without a tag stands for timm's default weights; the Hub knows only names with a tag.
     with pytest.raises(ValueError, match=r"no way to timm/resnet18\.a1_in1k\).*connection"):
@@ -204,7 +210,7 @@ def test_a_size_in_the_configuration_does_not_bind_an_architecture_that_takes_an
 
 def test_pretrained_timm_weights_for_another_size_come_from_timm(monkeypatch):
     """transformers would draw the position embeddings of another size anew; timm resamples them."""
-    monkeypatch.setattr("hf_balancemix.build.prepare_hub", lambda: True)
+    hub_answers(monkeypatch, lambda: True)
     source = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=5, img_size=32)
     asked = []
 
@@ -212,7 +218,7 @@ def test_pretrained_timm_weights_for_another_size_come_from_timm(monkeypatch):
         asked.append((name, options))
         return source
 
-    monkeypatch.setattr("hf_balancemix.build.timm.create_model", create_model)
+    monkeypatch.setattr("hf_balancemix.backbones.timm.create_model", create_model)
     # The model inside transformers' wrapper is made by the same function.
     monkeypatch.setattr(
         "transformers.models.timm_wrapper.modeling_timm_wrapper.timm.create_model",
@@ -289,7 +295,7 @@ def test_the_head_of_a_timm_backbone_is_new_even_for_as_many_classes(tmp_path, m
     names = tuple(f"attribute {i}" for i in range(1000))
     source, _ = build_model("resnet18", names, 32, pretrained=False)  # stands for the 1,000 of ImageNet
     put_in_cache(tmp_path, "timm/resnet18.a1_in1k", source)
-    monkeypatch.setattr("hf_balancemix.build.prepare_hub", lambda: False)
+    hub_answers(monkeypatch, lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model, _ = build_model("resnet18.a1_in1k", names, 32)
@@ -395,7 +401,7 @@ def test_a_name_that_the_hub_does_not_know(tmp_path):
 
 
 def test_only_what_may_come_from_the_hub_asks_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_balancemix.build.prepare_hub", lambda: pytest.fail("asked"))
+    hub_answers(monkeypatch, lambda: pytest.fail("asked"))
     save_small_resnet(tmp_path, tiny.NAMES)
     build_model(str(tmp_path), tiny.NAMES)
     build_model("resnet18", tiny.NAMES, 32, pretrained=False)

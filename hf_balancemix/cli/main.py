@@ -7,13 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hf_balancemix.cli import predict
+from hf_balancemix.cli import compare, predict
 from hf_balancemix.command_line import run_with_clear_errors
 from hf_balancemix.messages import nearest
 from hf_balancemix.version import __version__
 
 # Each has DESCRIPTION, EXAMPLE, add_options(parser) and run(options).
 _COMMANDS = {"predict": predict}
+# Each has DESCRIPTION and run_words(words): most of their options are those of a recipe.
+_OF_RECIPES = {"compare": compare}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: The words behind ``hf-balancemix``; by default those of this process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in _OF_RECIPES:
+        _OF_RECIPES[words[0]].run_words(words[1:])
+        return
     hint = "What was written so far is kept. To start anew: the same command and --overwrite"
     run_with_clear_errors(lambda: _main(words), hint=hint)
 
@@ -52,6 +57,8 @@ def _main(words: list[str]) -> None:
         about = {"help": command.DESCRIPTION, "description": command.DESCRIPTION, "epilog": command.EXAMPLE}
         parsers[name] = commands.add_parser(name, **about, **style)
         command.add_options(parsers[name])
+    for name, other in _OF_RECIPES.items():
+        commands.add_parser(name, help=other.DESCRIPTION)
     if not words:
         parser.print_help()
     elif words[0] in _COMMANDS:
@@ -62,6 +69,5 @@ def _main(words: list[str]) -> None:
         parser.check(words[:1])
         parser.parse_args(words)
     else:
-        raise ValueError(
-            f"Expected a command, found {words[0]!r}{nearest(words[0], _COMMANDS)}. hf-balancemix --help lists them."
-        )
+        near = nearest(words[0], [*_COMMANDS, *_OF_RECIPES])
+        raise ValueError(f"Expected a command, found {words[0]!r}{near}. hf-balancemix --help lists them.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -63,8 +64,7 @@ class PairSampler(Sampler[Item]):
         return self.num_rows if self.rows is None else len(self.rows)
 
     def __iter__(self) -> Iterator[Item]:
-        # One generator per (seed, epoch). 2**20 epochs per seed do not collide.
-        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch())
+        generator = torch.Generator().manual_seed(_stream(self.seed, self.epoch()))
         halves = [torch.randperm(len(self), generator=generator)]
         if self.minority_probability == "random":
             halves.append(torch.randperm(len(self), generator=generator))
@@ -82,6 +82,13 @@ class PairSampler(Sampler[Item]):
         pairs = pairs if self.rows is None else self.rows[pairs]
         for members, token in zip(pairs.tolist(), tokens.tolist(), strict=True):
             yield tuple(members), token, views
+
+
+def _stream(seed: int, epoch: int) -> int:
+    """Return a number of 32 bits, which is all that PyTorch takes of a seed, for the epoch of a run."""
+    if seed < 2**12:  # 2**20 epochs of 2**12 seeds do not collide
+        return (seed << 20) + epoch
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 class ImageRows:

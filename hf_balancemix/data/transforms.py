@@ -21,6 +21,9 @@ from torchvision.transforms.v2 import functional as TF
 
 Seed = tuple[int, ...]
 _MEAN_GREY = [128.0]
+# Cutout draws from (*seed, this), so that the augmentation after it draws the same with and without it. NumPy pads
+# seeds with zeros, so it must not be 0.
+_CUTOUT_STREAM = 7
 
 
 class ImageTransform:
@@ -29,19 +32,23 @@ class ImageTransform:
     Args:
         processor: A Hugging Face image processor, native or timm's.
         augmentation: One of :data:`AUGMENTATIONS`.
+        cutout: Side of the rectangle that :func:`cut_out` covers before the augmentation, as a share of the image's
+            side; 0 is off.
 
     Raises:
         TypeError: If ``processor`` is no image processor.
-        ValueError: If ``augmentation`` is unknown.
+        ValueError: If ``augmentation`` is unknown or ``cutout`` is no share.
     """
 
-    def __init__(self, processor: Any, augmentation: str = "randaugment_asl") -> None:
+    def __init__(self, processor: Any, augmentation: str = "randaugment_asl", cutout: float = 0.0) -> None:
         if augmentation not in AUGMENTATIONS:
             near = difflib.get_close_matches(augmentation, AUGMENTATIONS, n=1, cutoff=0)[0]
             raise ValueError(
                 f"`augmentation` must be one of {sorted(AUGMENTATIONS)}, got {augmentation!r} ({near!r}?)."
             )
-        self.augmentation = augmentation
+        if not 0 <= cutout <= 1:
+            raise ValueError(f"Expected `cutout` between 0 and 1, a share of the image's side, found {cutout!r}.")
+        self.augmentation, self.cutout = augmentation, cutout
         if hasattr(processor, "val_transforms"):  # timm's processor: its last steps convert and normalise
             steps = processor.val_transforms.transforms
             normalise = next(step for step in steps if type(step).__name__ == "Normalize")
@@ -75,7 +82,9 @@ class ImageTransform:
         return self._geometry([_as_rgb(image) for image in images])
 
     def augment(self, pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
-        """Return (n, 3, H, W) uint8 pixels, each augmented by its own seed and nothing else."""
+        """Return (n, 3, H, W) uint8 pixels, each cut out and augmented by its own seed and nothing else."""
+        if self.cutout:
+            pixels = cut_out(pixels, seeds, self.cutout)
         return AUGMENTATIONS[self.augmentation](pixels, seeds)
 
     def finish(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -118,6 +127,32 @@ class _TimmGeometry:
 
     def __call__(self, images: list[Any]) -> torch.Tensor:
         return torch.stack([self.steps(image) for image in images])
+
+
+def cut_out(pixels: torch.Tensor, seeds: Sequence[Seed], share: float) -> torch.Tensor:
+    """Cover one rectangle of each image with one random colour, as the ASL and ML-Decoder training scripts do.
+
+    Relations: DeVries and Taylor's Cutout is a square in the mean colour; the operation of that name within
+    ``randaugment_asl`` is grey and at most 20 pixels wide. The scripts' rectangle is a pixel wider and taller.
+
+    Args:
+        pixels: (n, 3, H, W) uint8.
+        seeds: One seed per image.
+        share: The rectangle has round(share·H) × round(share·W) pixels. Its centre is uniform over the image, so it
+            may be cut off by the border.
+
+    Returns:
+        (n, 3, H, W) uint8.
+    """
+    height, width = pixels.shape[-2:]
+    tall, wide = int(share * height + 0.5), int(share * width + 0.5)
+    out = pixels.clone()
+    for image, seed in zip(out, seeds, strict=True):
+        rng = np.random.default_rng((*seed, _CUTOUT_STREAM))
+        top, left = int(rng.integers(height)) - tall // 2, int(rng.integers(width)) - wide // 2
+        colour = torch.from_numpy(rng.integers(0, 256, 3).astype(np.uint8)).view(3, 1, 1)
+        image[:, max(0, top) : max(0, top + tall), max(0, left) : max(0, left + wide)] = colour
+    return out
 
 
 # ---- augmentations: (pixels uint8 (n, 3, H, W), one seed per image) -> the same shape ----

@@ -1,14 +1,15 @@
 """Losses of multi-label training, all on one scale: sum over classes, mean over instances (Eq. 1).
 
 Every function takes logits, never probabilities, and computes in float32 or wider, so that mixed precision and
-saturated logits do no harm. With ``class_reduction="none"`` it returns the (B, K) entries. Targets of the losses that
-are not linear in the target (all but BCE) are meant to be 0 or 1; for mixed images use :func:`pair_losses`.
+saturated logits do no harm. With ``class_reduction="none"`` it returns the (B, K) entries. The losses that are not
+linear in the target (all but BCE) take targets 0 and 1 only; for mixed images use :func:`pair_losses`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,9 @@ def reduce_losses(entries: torch.Tensor, class_reduction: str = "sum") -> torch.
     if class_reduction == "none":
         return entries
     if class_reduction not in CLASS_REDUCTIONS:
-        raise ValueError(f"`class_reduction` must be one of {(*CLASS_REDUCTIONS, 'none')}, got {class_reduction!r}.")
+        raise ValueError(
+            f"Expected `class_reduction` to be one of {(*CLASS_REDUCTIONS, 'none')}, found {class_reduction!r}."
+        )
     per_instance = entries.sum(dim=1) if class_reduction == "sum" else entries.mean(dim=1)
     return per_instance.mean()
 
@@ -62,9 +65,9 @@ def weighted_bce(
         A scalar, or (B, K) entries.
 
     Raises:
-        ValueError: If the shapes differ or ``class_reduction`` is unknown.
+        ValueError: If the shapes differ, a target is outside [0, 1] or ``class_reduction`` is unknown.
     """
-    logits, targets = _prepared(logits, targets)
+    logits, targets = _prepared(logits, targets, fractions=True)
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     if entry_weights is not None:
         loss = loss * entry_weights.to(loss.dtype)
@@ -104,12 +107,14 @@ def focal_loss(
         A scalar, or (B, K) entries.
 
     Raises:
-        ValueError: If the shapes differ or ``class_reduction`` is unknown.
+        ValueError: If the shapes differ, a target is neither 0 nor 1, or an option is out of range.
     """
+    _in_range("gamma", gamma, math.inf, "0 switches the focusing off")
+    _in_range("alpha", alpha or 0.0, 1, "positives get this weight, negatives the rest of 1")
     logits, targets = _prepared(logits, targets)
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     # 1 − p_t as a sigmoid keeps its digits where p_t rounds to 1.
-    missing = torch.sigmoid(torch.where(targets > 0.5, -logits, logits))
+    missing = torch.sigmoid(torch.where(targets == 1, -logits, logits))
     loss = _power(missing, gamma) * loss
     if alpha is not None:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
@@ -129,11 +134,12 @@ def asymmetric_loss(
 
     Relations: γ⁺ = γ⁻ = m = 0 is BCE; γ⁺ = γ⁻ = γ, m = 0 with ``detach_weight=False`` is :func:`focal_loss`. The
     defaults are those of the published training scripts and of BalanceMix's comparison; the published class itself
-    defaults to γ⁺ = 1 and lets the gradient through the weight. For few positives among many easy negatives.
+    defaults to γ⁺ = 1 and lets the gradient through the weight. For few positives among many easy negatives. As
+    published, no logarithm goes below log 1e-8: a positive with a logit under −18.4 has no gradient.
 
     Args:
         logits: (B, K) raw scores of any floating type.
-        targets: (B, K), 0 or 1. Fractions give another function, not Mixup.
+        targets: (B, K), 0 or 1. Fractions would give another function, not Mixup.
         gamma_negative: γ⁻ ≥ 0.
         gamma_positive: γ⁺ ≥ 0.
         margin: m in [0, 1]: negatives with a probability up to m have neither loss nor gradient.
@@ -144,17 +150,18 @@ def asymmetric_loss(
         A scalar, or (B, K) entries.
 
     Raises:
-        ValueError: If the shapes differ or ``class_reduction`` is unknown.
+        ValueError: If the shapes differ, a target is neither 0 nor 1, or an option is out of range.
     """
+    for name, gamma in (("gamma_negative", gamma_negative), ("gamma_positive", gamma_positive)):
+        _in_range(name, gamma, math.inf, "0 switches the focusing off")
+    _in_range("margin", margin, 1, "it is a probability")
     logits, targets = _prepared(logits, targets)
-    positive = targets > 0.5
-    floor = math.log(_ASL_EPSILON)
-    absent = (torch.sigmoid(-logits) + margin).clamp(max=1)
-    # Two logarithms: of a sigmoid in closed form, which never underflows, and of 1 − f + m where the margin acts.
-    log_absent = F.logsigmoid(-logits) if margin == 0 else absent.clamp(min=_ASL_EPSILON).log()
-    log_probability = torch.where(positive, F.logsigmoid(logits), log_absent).clamp(min=floor)
-    missing_positive, missing_negative = torch.sigmoid(-logits), 1 - absent
-    weight = torch.where(positive, _power(missing_positive, gamma_positive), _power(missing_negative, gamma_negative))
+    positive = targets == 1
+    excess = (torch.sigmoid(logits) - margin).clamp(min=0)  # 1 − q, with q = min(1 − f + m, 1)
+    # Without a margin log q is known in closed form, which keeps its digits and its gradient where q rounds to 0.
+    log_absent = F.logsigmoid(-logits) if margin == 0 else (1 - excess).clamp(min=_ASL_EPSILON).log()
+    log_probability = torch.where(positive, F.logsigmoid(logits), log_absent).clamp(min=math.log(_ASL_EPSILON))
+    weight = torch.where(positive, _power(torch.sigmoid(-logits), gamma_positive), _power(excess, gamma_negative))
     if detach_weight:
         weight = weight.detach()
     return reduce_losses(-weight * log_probability, class_reduction)
@@ -182,11 +189,12 @@ def large_loss(
         A scalar, or (B, K) entries.
 
     Raises:
-        ValueError: If the shapes differ or ``class_reduction`` is unknown.
+        ValueError: If the shapes differ, a target is neither 0 nor 1, or an option is out of range.
     """
+    _in_range("rate", rate, 1, "it is a share of the entries, not a percentage")
     logits, targets = _prepared(logits, targets)
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    negative = targets < 0.5
+    negative = targets == 0
     # Rates are products of decimals: 0.3 · 10 must not become 4 by rounding.
     count = min(math.ceil(loss.numel() * rate - 1e-9), int(negative.sum()))
     if count > 0:
@@ -219,11 +227,20 @@ def reweighted_losses(logits: torch.Tensor, labels: torch.Tensor, transition: to
         logits: (B, K) raw scores of any floating type.
         labels: (B, K) given labels, 0 or 1.
         transition: (K, 2, 2) of each class; rows are true values, columns given ones.
+
+    Raises:
+        ValueError: If the shapes do not fit or a label is neither 0 nor 1.
     """
     logits, labels = _prepared(logits, labels)
-    probs = logits.detach().sigmoid()
-    clean = torch.stack([1 - probs, probs], dim=-1)  # (B, K, 2)
-    noisy = torch.einsum("bkt,ktg->bkg", clean, transition.to(clean))
+    if transition.shape != (logits.shape[1], 2, 2):
+        raise ValueError(
+            f"Expected `transition` of shape {(logits.shape[1], 2, 2)}, one matrix per class, found "
+            f"{tuple(transition.shape)}."
+        )
+    detached = logits.detach()
+    clean = torch.stack([torch.sigmoid(-detached), torch.sigmoid(detached)], dim=-1)  # (B, K, 2)
+    # Tᵀg as a plain sum: autocast would compute a matrix product in half precision.
+    noisy = (clean.unsqueeze(-1) * transition.to(clean)).sum(dim=-2)
     given = labels.long().unsqueeze(-1)
     weight = (clean.gather(-1, given) / noisy.gather(-1, given).clamp(min=1e-6)).squeeze(-1)
     return weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -247,19 +264,43 @@ def pair_losses(
         first: (B, K) targets of the first members.
         second: (B, K) targets of the second members.
         mix_lambda: (B,) share of the first members.
+
+    Raises:
+        ValueError: If ``mix_lambda`` is not (B,), or from ``entry_losses``.
     """
-    share = mix_lambda.to(logits.device, torch.float32).unsqueeze(1)
+    if mix_lambda.shape != logits.shape[:1]:
+        raise ValueError(
+            f"Expected `mix_lambda` of shape {tuple(logits.shape[:1])}, one per pair, found {tuple(mix_lambda.shape)}."
+        )
+    share = mix_lambda.to(logits.device, torch.promote_types(logits.dtype, torch.float32)).unsqueeze(1)
     return share * entry_losses(logits, first) + (1 - share) * entry_losses(logits, second)
 
 
-def _prepared(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check the shapes; return both in float32 or wider."""
-    if logits.shape != targets.shape:
+def _prepared(
+    logits: torch.Tensor, targets: torch.Tensor, fractions: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check shapes and targets; return logits and targets in float32 or wider."""
+    if logits.ndim != 2 or logits.shape != targets.shape:
         raise ValueError(
-            f"`logits` and `targets` must have one shape (B, K): got {tuple(logits.shape)} and {tuple(targets.shape)}."
+            f"Expected `logits` and `targets` of one shape (B, K), found {tuple(logits.shape)} and "
+            f"{tuple(targets.shape)}."
+        )
+    allowed = (targets >= 0) & (targets <= 1) if fractions else (targets == 0) | (targets == 1)
+    if not bool(allowed.all()):
+        row, column = (~allowed).nonzero()[0].tolist()
+        raise ValueError(
+            f"Expected targets {'between 0 and 1' if fractions else 'of 0 or 1'}, found {targets[row, column].item()} "
+            f"in row {row}, class {column}. Write 1 for present classes, 0 for absent or unknown ones"
+            + ("." if fractions else "; for mixed images take `pair_losses`.")
         )
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype), targets.to(dtype)
+
+
+def _in_range(name: str, value: float, high: float, meaning: str) -> None:
+    if not (isinstance(value, Real) and 0 <= value <= high and math.isfinite(value)):
+        span = "at least 0" if high == math.inf else f"between 0 and {high}"
+        raise ValueError(f"Expected `{name}` {span}, found {value!r}: {meaning}.")
 
 
 def _power(base: torch.Tensor, exponent: float) -> torch.Tensor:

@@ -28,7 +28,7 @@ class _Loss(nn.Module):
     def __init__(self, class_reduction: str = "sum") -> None:
         super().__init__()
         if class_reduction not in CLASS_REDUCTIONS:
-            raise ValueError(f"`class_reduction` must be one of {CLASS_REDUCTIONS}, got {class_reduction!r}.")
+            raise ValueError(f"Expected `class_reduction` to be one of {CLASS_REDUCTIONS}, found {class_reduction!r}.")
         self.class_reduction = class_reduction
 
     def entries(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -36,17 +36,25 @@ class _Loss(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+        self, outputs: Any, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Return the loss of a batch.
 
         Args:
-            outputs: (B, K) logits, or a model output that has them as ``logits``.
+            outputs: (B, K) logits, or a model output that has them as ``logits`` or, as a tuple, first.
             labels: (B, K), 0 or 1.
             num_items_in_batch: Entries in all batches of the optimiser step, as the Trainer counts them; ``None`` for
                 the mean over this batch.
+
+        Raises:
+            ValueError: If there are no labels, or from the loss itself.
         """
-        logits = outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
+        if labels is None:  # what the Trainer passes when the batch has no such key
+            raise ValueError("Expected multi-hot labels (B, K) under the key 'labels' of each batch, found none.")
+        if isinstance(outputs, torch.Tensor):
+            logits = outputs
+        else:
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         entries = self.entries(logits, labels)
         if num_items_in_batch is None:
             return reduce_losses(entries, self.class_reduction)

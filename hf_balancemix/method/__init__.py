@@ -20,7 +20,23 @@ from hf_balancemix.method.sampling import (
     sampling_probability,
     total_variation,
 )
-from hf_balancemix.method.transition import TRANSITION_CHOICES
+from hf_balancemix.method.selection import (
+    SELECTED_ABOVE,
+    exchange,
+    instance_posteriors,
+    mean_probability_logits,
+    step_weights,
+)
+from hf_balancemix.method.transition import (
+    TRANSITION_CHOICES,
+    TransitionFit,
+    dual_transition,
+    empirical_transition,
+    estimate_transition,
+    normalised_losses,
+    pair_counts,
+    solve_pair,
+)
 
 __all__ = [
     "AMBIGUOUS",
@@ -28,20 +44,32 @@ __all__ = [
     "MINORITY_SCORES",
     "REFINEMENTS",
     "RELABELLED",
+    "SELECTED_ABOVE",
     "TRANSITION_CHOICES",
     "MixtureFit",
     "Refinement",
+    "TransitionFit",
     "class_confidence",
     "draw",
     "draw_lambda",
+    "dual_transition",
     "effective_sample_size",
+    "empirical_transition",
+    "estimate_transition",
+    "exchange",
     "fold_lambda",
     "gaussian_posterior",
+    "instance_posteriors",
     "instance_score",
     "label_posteriors",
+    "mean_probability_logits",
     "mix",
+    "normalised_losses",
+    "pair_counts",
     "refine",
     "sampling_probability",
+    "solve_pair",
+    "step_weights",
     "total_variation",
     "view_confidence",
 ]

@@ -79,18 +79,23 @@ class Command:
         ]
 
 
+def recipe_parser(recipe: Recipe) -> RecipeParser:
+    """Return the parser of a recipe's command line."""
+    # Without a device several processes find one another only when told to use the CPU.
+    device = torch.accelerator.is_available()
+    defaults = {"dataloader_pin_memory": device, "use_cpu": not device, **recipe.defaults}
+    kinds = [recipe.data] if recipe.data else []
+    kinds += [RecipeArguments, BalanceMixTrainingArguments]
+    return RecipeParser(kinds, defaults, recipe.description, recipe.trainer_options)
+
+
 def read_command(recipe: Recipe, argv: list[str]) -> Command:
     """Read a command line.
 
     Raises:
         ValueError: For everything that can be known to be wrong before data are read.
     """
-    # Without a device several processes find one another only when told to use the CPU.
-    device = torch.accelerator.is_available()
-    defaults = {"dataloader_pin_memory": device, "use_cpu": not device, **recipe.defaults}
-    kinds = [recipe.data] if recipe.data else []
-    kinds += [RecipeArguments, BalanceMixTrainingArguments]
-    parser = RecipeParser(kinds, defaults, recipe.description, recipe.trainer_options)
+    parser = recipe_parser(recipe)
     *of_data, options, args = parser.parse(argv)
     methods = [options.method] if options.method else options.methods
     adjust_to_noise_and_processes(options, args, parser.given)

@@ -19,6 +19,7 @@ BOOKKEEPING: dict[str, Any] = {
 PAPER: dict[str, Any] = {
     **BOOKKEEPING,
     "backbone": "resnet50.tv_in1k",
+    "head": "ml_decoder",  # the paper says "a Transformer decoder" and cites it among others
     "image_size": 448,
     "optim": "sgd",
     "optim_args": "momentum=0.9",

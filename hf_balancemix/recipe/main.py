@@ -32,7 +32,7 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
     options, output_dir = command.options, command.output_dir
     check_writable(output_dir)
     if command.training and "image_size" not in command.given:
-        _fit_image_size(options)
+        fit_image_size(options)
     disable_shard_bars()  # a bar per checkpoint would tear the epoch's bar
     job = load_job(recipe, command)
     # Not before: whoever passes wrong data wants to hear of that first.
@@ -54,7 +54,7 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
         print_unreadable(job.unreadable, output_dir)
 
 
-def _fit_image_size(options: RecipeArguments) -> None:
+def fit_image_size(options: RecipeArguments) -> None:
     """Let a backbone of one size have its own where the recipe, and not the user, asks for another."""
     usable = usable_image_size(options.backbone, options.image_size)
     if usable != options.image_size and PartialState().is_main_process:

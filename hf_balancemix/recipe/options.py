@@ -13,9 +13,11 @@ from typing import Any
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_balancemix.data.noise import NOISE_KINDS, NoiseSpec
+from hf_balancemix.modeling.heads import HEADS
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.methods import METHODS
+from hf_balancemix.training.t_estimator import TEstimatorTrainer, check_stages
 
 STEPS = ("do_train", "do_eval", "do_predict")
 SINGLE_POSITIVE_THRESHOLD = 0.55
@@ -65,6 +67,15 @@ class RecipeArguments:
         },
     )
     pretrained: bool = field(default=True, metadata={"help": "Load the backbone's weights; else draw them at random."})
+    head: str = field(
+        default="linear",
+        metadata={
+            "help": "linear: the backbone's own pooling and one linear layer, a checkpoint that loads anywhere; "
+            "ml_decoder (the paper's kind), query2label, query2label_small, c_tran: a checkpoint that loads after "
+            "`import hf_balancemix`, or elsewhere with trust_remote_code=True.",
+            "choices": list(HEADS),
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the (square) input in pixels; the backbone's own unless set."}
     )
@@ -194,6 +205,8 @@ def _check_method(method: str, args: BalanceMixTrainingArguments, given: set[str
                 f"Expected --{name} {value} with method {method}, which is defined by it, found "
                 f"{getattr(args, name)}. Leave it out, or choose another method."
             )
+    if METHODS[method].trainer is TEstimatorTrainer and args.max_steps <= 0:
+        check_stages(args, args.num_train_epochs)
     refinement = METHODS[method].options.get("refinement", args.refinement)
     refines = METHODS[method].trainer is BalanceMixTrainer and refinement != "none"
     if refines and args.max_steps <= 0 and args.warmup_epochs >= args.num_train_epochs:
@@ -249,6 +262,7 @@ def plan_run(
         "seed": seed,
         "data": data,
         "backbone": options.backbone,
+        "head": options.head,
         "pretrained": options.pretrained,
         "image_size": options.image_size,
         "noise": options.noise,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+from hf_balancemix.recipe.job import write_json
 
 # A bar that is written to a file gets a line each time.
 _SECONDS = 0.5 if sys.stderr.isatty() else 30.0
@@ -84,3 +89,38 @@ class Progress(TrainerCallback):
         if self.evaluation is not None:
             self.evaluation.close()
             self.evaluation = None
+
+
+class Stopwatch(TrainerCallback):
+    """Counts the seconds of a training over all its resumes; what a killed process did behind its save is lost.
+
+    Args:
+        folder: Of the run. The count at each checkpoint is kept there, in ``seconds.json``.
+
+    Attributes:
+        seconds: From the beginning to the last event.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "seconds.json"
+        self.seconds = 0.0
+        self._start = 0.0
+        self._at_step: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start, at the count of the checkpoint that a resumed run goes on from."""
+        noted = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        # A process that was killed right behind a save may not have noted it.
+        self._at_step = {step: seconds for step, seconds in noted.items() if int(step) <= state.global_step}
+        self._start = time.perf_counter() - max(self._at_step.values(), default=0.0)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the count."""
+        self.seconds = time.perf_counter() - self._start
+        self._at_step[str(state.global_step)] = round(self.seconds, 3)
+        if state.is_world_process_zero:
+            write_json(self.path, self._at_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self._start

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PrinterCallback, ProgressCallback, set_seed
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from hf_balancemix.build import build_model
 from hf_balancemix.data.images import image_names
@@ -21,13 +22,15 @@ from hf_balancemix.metrics import mean_average_precision
 from hf_balancemix.predict import load_checkpoint
 from hf_balancemix.recipe.job import Job
 from hf_balancemix.recipe.options import Plan, check_settings, noise_spec
-from hf_balancemix.recipe.progress import Progress
+from hf_balancemix.recipe.progress import Progress, Stopwatch
 from hf_balancemix.report import MultiLabelReport, multilabel_report
 from hf_balancemix.reports.predictions import ScoreWriter
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.checkpoints import complete_checkpoints
+from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.multilabel import MultiLabelTrainer
+from hf_balancemix.training.network_pair import SECOND_NETWORK, NetworkPair, second_seed
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "hf-balancemix")
 _PREDICT_ROWS = 1000
@@ -51,26 +54,46 @@ class Evaluation:
         }
 
 
-def train(job: Job, plan: Plan) -> tuple[MultiLabelTrainer, dict[str, Any]]:
-    """Train one method with one seed, or go on with it; return the trainer and what is to be said of the training."""
+def train(job: Job, plan: Plan, progress: TrainerCallback | None = None) -> tuple[MultiLabelTrainer, dict[str, Any]]:
+    """Train one method with one seed, or go on with it.
+
+    Args:
+        job: The data and options.
+        plan: The run.
+        progress: Shows how far it is; a bar unless given.
+
+    Returns:
+        The trainer and what is to be said of the training.
+    """
     options, args, settings = job.options, plan.args, plan.settings
     training_split = job.splits["train"]
     if options.noise != "none":
         training_split = inject_noise(training_split, noise_spec(options, settings["seed"]))
     set_seed(args.seed)
-    model, processor = build_model(options.backbone, job.class_names, options.image_size, options.pretrained)
-    trainer = METHODS[settings["method"]].trainer(
-        model, args, train_dataset=training_split, eval_dataset=job.splits["test"], processing_class=processor
+    wanted = (options.backbone, job.class_names, options.image_size, options.pretrained, options.head)
+    build = partial(build_model, *wanted)
+    model, processor = build()
+    method, networks = METHODS[settings["method"]], {}
+    if issubclass(method.trainer, CoTeachingTrainer):
+        torch.manual_seed(second_seed(args.seed))
+        networks["second_model"] = build()[0]
+    trainer = method.trainer(
+        model,
+        args,
+        train_dataset=training_split,
+        eval_dataset=job.splits["test"],
+        processing_class=processor,
+        **networks,
     )
-    _show_progress(trainer, plan.label)
+    _show_progress(trainer, progress or Progress(plan.label))
+    stopwatch = Stopwatch(plan.folder)
+    trainer.add_callback(stopwatch)
     resumable = bool(options.resume and complete_checkpoints(plan.folder))
     check_settings(plan.folder, settings, resumable, trainer.is_world_process_zero())
-    start = time.perf_counter()
     trainer.train(resume_from_checkpoint=resumable)
-    seconds = time.perf_counter() - start
     trainer.save_model()
     return trainer, {
-        "seconds": round(seconds, 1),
+        "seconds": round(stopwatch.seconds, 1),
         "epochs": _epochs(trainer.state.log_history),
         "images": {name: len(split) for name, split in job.splits.items()},
         "unreadable_images": job.unreadable,
@@ -86,11 +109,14 @@ def load_trained(job: Job, args: BalanceMixTrainingArguments, checkpoint: str | 
         ValueError: If there is none, or if its classes are not those of the data.
     """
     model, processor = load_checkpoint(checkpoint)
+    second = Path(checkpoint) / SECOND_NETWORK
+    if args.evaluated_network == "mean" and second.is_dir():
+        model = NetworkPair(model, type(model).from_pretrained(second), "mean")
     try:
         trainer = MultiLabelTrainer(model, args, eval_dataset=job.splits["test"], processing_class=processor)
     except ValueError as error:
         raise ValueError(f"Cannot evaluate {str(checkpoint)!r} on this data. {error}") from error
-    _show_progress(trainer, str(checkpoint))
+    _show_progress(trainer, Progress(str(checkpoint)))
     return trainer
 
 
@@ -116,17 +142,18 @@ def evaluate(job: Job, trainer: MultiLabelTrainer) -> Evaluation:
 def write_scores(job: Job, evaluation: Evaluation, path: Path) -> None:
     """Write the score of every class for every test image; an earlier file is replaced."""
     names = image_names(job.splits["test"], "image")
-    probs = 0.5 + 0.5 * np.tanh(0.5 * evaluation.logits.astype(np.float64))  # a sigmoid without overflow
+    # torch's sigmoid neither overflows nor rounds small probabilities to the same one.
+    probs = torch.from_numpy(evaluation.logits.astype(np.float64)).sigmoid().numpy()
     with ScoreWriter(path, job.class_names, overwrite=True) as writer:
         for start in range(0, len(names), _PREDICT_ROWS):
             rows = slice(start, start + _PREDICT_ROWS)
             writer.write(names[rows], probs[rows])
 
 
-def _show_progress(trainer: MultiLabelTrainer, label: str) -> None:
+def _show_progress(trainer: MultiLabelTrainer, progress: TrainerCallback) -> None:
     for kind in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(kind)
-    trainer.add_callback(Progress(label))
+    trainer.add_callback(progress)
 
 
 def _epochs(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
@@ -135,7 +162,8 @@ def _epochs(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     for entry in log_history:
         epoch = entry["epoch"]
         if "eval_map" in entry:
-            merged.setdefault(epoch, {"epoch": epoch})["map"] = entry["eval_map"]
+            maps = {name: entry[f"eval_{name}"] for name in ("map", "ema_map") if f"eval_{name}" in entry}
+            merged.setdefault(epoch, {"epoch": epoch}).update(maps)
         elif "refresh_seconds" in entry and epoch in merged:
             # A share of nothing is NaN, which JSON does not know: leave it out.
             numbers = {key: value for key, value in entry.items() if value == value and key not in ("epoch", "step")}

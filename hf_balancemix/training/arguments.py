@@ -44,6 +44,7 @@ METHOD_FIELDS = (
     "augmentation",
     "cutout",
     "ema_decay",
+    "weight_decay_on",
     "one_cycle",
 )
 

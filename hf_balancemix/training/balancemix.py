@@ -123,6 +123,12 @@ class BalanceMixTrainer(MultiLabelTrainer):
                 "Expected `second_sampler` minority, random or batch with BalanceMixTrainer, which mixes pairs, found "
                 "'none'. Choose one of them, or train with MultiLabelTrainer."
             )
+        if self.args.loss in ("ll_r", "ll_ct") and self.args.refinement != "none":
+            raise ValueError(
+                f"Expected `loss` bce, focal or asl with `refinement={self.args.refinement!r}`, found "
+                f"{self.args.loss!r}: both methods would change the labels with large losses. Set "
+                "`refinement='none'`, or train with MultiLabelTrainer."
+            )
         second = self._minority_probability if self.args.second_sampler == "minority" else self.args.second_sampler
         return PairSampler(len(dataset), self.args.seed, self._epoch, second, self._views, self.images_per_step())
 
@@ -139,9 +145,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
             return super().compute_loss(model, inputs, return_outputs)
         pixels, index = inputs["pixel_values"], inputs["index"]  # (B, 2, views, C, H, W), (B, 2)
         random_half, minority_half = (self._refined(model, pixels[:, m], index[:, m]) for m in (0, 1))
-        mix_lambda = inputs["mix_lambda"]
-        if self.args.mix_lambda_per == "batch":
-            mix_lambda = mix_lambda[:1].expand_as(mix_lambda)
+        mix_lambda = self._mix_lambda(inputs)
         mixed_pixels = mix(pixels[:, 0, 0], pixels[:, 1, 0], mix_lambda)
         logits = self._logits(model, mixed_pixels)
         halves = random_half.targets, minority_half.targets

@@ -11,11 +11,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from hf_balancemix.label_state import FILE_NAME, LabelState
+from hf_balancemix.training.ema import FILE_NAME as AVERAGE
+from hf_balancemix.training.ema import has_average
 
 logger = logging.get_logger(__name__)
 
@@ -36,9 +39,12 @@ def missing_parts(checkpoint: Path) -> list[str]:
     except (OSError, ValueError):
         missing.append("trainer_state.json")
     try:
-        world_size = LabelState.read_run(checkpoint)["world_size"]
+        run = LabelState.read_run(checkpoint)
     except ValueError:
         return [*missing, f"a readable {FILE_NAME}"]
+    world_size = run["world_size"]
+    if run.get("ema_decay") and not has_average(checkpoint):
+        missing.append(f"a readable {AVERAGE}")
     states = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
     return missing + [name for name in states if not zipfile.is_zipfile(checkpoint / name)]
 
@@ -112,13 +118,18 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
-    """Load weights as ``from_pretrained`` does, all of them or none.
+    """Load weights as ``from_pretrained`` does, all of them or none."""
+    model.load_state_dict(read_weights(model, checkpoint), strict=True)
+
+
+def read_weights(model: PreTrainedModel, checkpoint: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint under the names that the model uses.
 
     The stock Trainer (5.23) loads the file's tensors by name and passes over those it does not know. But
     ``save_pretrained`` writes many models (ViT, Swin, …) under older names than the model uses, so a resumed or best
     ViT silently keeps its random or last weights. ``test_canaries.py`` says when that has changed.
     """
-    model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict(), strict=True)
+    return type(model).from_pretrained(checkpoint).state_dict()
 
 
 def steps_per_epoch(args: TrainingArguments, rows: int, batch_size: int) -> int:

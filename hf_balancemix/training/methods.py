@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_balancemix.training.balancemix import BalanceMixTrainer
+from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.multilabel import MultiLabelTrainer
+from hf_balancemix.training.t_estimator import TEstimatorTrainer
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ METHODS: dict[str, Method] = {
     "asl": Method(MultiLabelTrainer, {"loss": "asl", "second_sampler": _BATCH}),
     "ll_r": Method(MultiLabelTrainer, {"loss": "ll_r", "second_sampler": _BATCH}),
     "ll_ct": Method(MultiLabelTrainer, {"loss": "ll_ct", "second_sampler": _BATCH}),
+    "t_estimator": Method(TEstimatorTrainer, {"loss": "bce", "second_sampler": _BATCH}),
+    "co_teaching": Method(CoTeachingTrainer, {"loss": "bce", "second_sampler": _BATCH}),
     # The steps of the paper's Tables 5 and 13, each adding to the one before.
     "mixup": Method(BalanceMixTrainer, {"second_sampler": "random", "refinement": "none"}),
     "minority": Method(BalanceMixTrainer, {"refinement": "none"}),

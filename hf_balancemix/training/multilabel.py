@@ -25,7 +25,9 @@ from hf_balancemix.method import mix
 from hf_balancemix.report import build_compute_metrics
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs, SaveAfterEvaluation
+from hf_balancemix.training.ema import WeightAverage
 from hf_balancemix.training.objective import entry_losses
+from hf_balancemix.training.optimisation import decay_parameter_names, one_cycle
 from hf_balancemix.training.refresh import synchronise_buffers
 from hf_balancemix.training.resumable import ResumableTrainer
 
@@ -75,7 +77,7 @@ class MultiLabelTrainer(ResumableTrainer):
     ) -> None:
         args = args if args is not None else BalanceMixTrainingArguments(output_dir="trainer_output")
         checks.check_trainer_inputs(args, model, processing_class, kwargs)
-        self.transform = ImageTransform(processing_class, args.augmentation)
+        self.transform = ImageTransform(processing_class, args.augmentation, args.cutout)
         self.label_state: LabelState | None = None
         self.clean_labels: torch.Tensor | None = None  # diagnostics only; training never reads it
         self._class_names = checks.own_class_names(model)
@@ -98,10 +100,12 @@ class MultiLabelTrainer(ResumableTrainer):
             **kwargs,
         )
         self._name_classes()
+        self.average = WeightAverage(self)
         self._train_images: ImageRows | None = None
         self._eval_sets: dict[int, tuple[Any, EvalDataset]] = {}
         # After the one that decides when to save, before reporters, which close their files when training ends.
-        self.callback_handler.callbacks[1:1] = [SaveAfterEvaluation(self), Overwritten(), PrepareEpochs(self)]
+        own = [SaveAfterEvaluation(self), Overwritten(), PrepareEpochs(self), self.average]
+        self.callback_handler.callbacks[1:1] = own
 
     # ---- reading the data ----
 
@@ -175,7 +179,7 @@ class MultiLabelTrainer(ResumableTrainer):
         started = int(os.environ.get("WORLD_SIZE", "1"))
         checks.check_world_size(args.world_size * max(args.n_gpu, 1), started)
         check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
-        self.transform.augmentation = args.augmentation
+        self.transform.augmentation, self.transform.cutout = args.augmentation, args.cutout
         checks.check_batch_size(
             len(self.label_state), self._train_batch_size, args.world_size, args.dataloader_drop_last
         )
@@ -227,6 +231,10 @@ class MultiLabelTrainer(ResumableTrainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict and measure, with the averaged weights as well if there are any."""
+        return self.average.evaluate(super().evaluation_loop, *args, **kwargs)
+
     # ---- one step ----
 
     def compute_loss(
@@ -243,10 +251,15 @@ class MultiLabelTrainer(ResumableTrainer):
         if index.shape[1] == 1:
             entries = self._entry_losses(self._logits(model, pixels[:, 0]), labels[:, 0])
         else:
-            mix_lambda = inputs["mix_lambda"]
+            mix_lambda = self._mix_lambda(inputs)
             logits = self._logits(model, mix(pixels[:, 0], pixels[:, 1], mix_lambda))
             entries = pair_losses(self._entry_losses, logits, labels[:, 0], labels[:, 1], mix_lambda)
         return self._training_loss(entries, index)
+
+    def _mix_lambda(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return λ (B,) of each pair."""
+        mix_lambda: torch.Tensor = inputs["mix_lambda"]
+        return mix_lambda[:1].expand_as(mix_lambda) if self.args.mix_lambda_per == "batch" else mix_lambda
 
     def _given_labels(self, index: torch.Tensor) -> torch.Tensor:
         """Return the labels (..., K) float32 of rows (...), on the CPU."""
@@ -268,10 +281,15 @@ class MultiLabelTrainer(ResumableTrainer):
         return loss
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Return the parameters with weight decay, by ``args.weight_decay_on``: all, or the Trainer's choice."""
-        if self.args.weight_decay_on == "all":
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
+        """Return the parameters with weight decay, by ``args.weight_decay_on``."""
+        return decay_parameter_names(model, self.args.weight_decay_on, super().get_decay_parameter_names(model))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the schedule of the learning rate: a single cycle if ``args.one_cycle``, else the Trainer's."""
+        if self.args.one_cycle and self.lr_scheduler is None:
+            self.lr_scheduler = one_cycle(optimizer or self.optimizer, num_training_steps)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def prepare_epoch(self, epoch: int, final: bool = False) -> None:
         """Prepare the statistics of an epoch; plain training has none. Idempotent."""

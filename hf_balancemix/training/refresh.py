@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from hf_balancemix.label_state import STATISTICS, LabelState
 
 
 @torch.no_grad()
-def predict_views(trainer: Any, clean: bool, augmented: int, epoch: int) -> torch.Tensor:
+def predict_views(
+    trainer: Any,
+    clean: bool,
+    augmented: int,
+    epoch: int,
+    predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Predict every training image once, without gradient, in eval mode.
 
     Each process takes every P-th row; the results are gathered without the padding. The global random generators are
@@ -25,9 +32,10 @@ def predict_views(trainer: Any, clean: bool, augmented: int, epoch: int) -> torc
         clean: Whether to predict the unaugmented image.
         augmented: How many augmented views to predict.
         epoch: Seeds the views together with the run's seed and the row.
+        predict: From pixels (n, 3, H, W) to logits (n, ..., K); unless given those (n, K) of the model.
 
     Returns:
-        (N, clean + augmented, K) float32 logits on the CPU, the same on every process.
+        (N, clean + augmented, ..., K) float32 logits on the CPU, the same on every process.
 
     Raises:
         FloatingPointError: If a logit is NaN or infinite, naming the rows.
@@ -53,8 +61,8 @@ def predict_views(trainer: Any, clean: bool, augmented: int, epoch: int) -> torc
         for batch in tqdm(loader, desc="refresh", leave=False, delay=2, disable=args.disable_tqdm or rank != 0):
             pixels = batch["pixel_values"].to(args.device, non_blocking=True)
             with trainer.compute_loss_context_manager():
-                outputs = model(pixel_values=pixels.flatten(0, 1))
-            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+                flat = pixels.flatten(0, 1)
+                logits = trainer._logits(model, flat) if predict is None else predict(flat)
             chunks.append(logits.float().unflatten(0, pixels.shape[:2]))
     finally:
         model.train(training)

@@ -14,6 +14,7 @@ from hf_balancemix.data.noise import noise_of
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.training import checkpoints
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.ema import WeightAverage
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +29,7 @@ class ResumableTrainer(Trainer):
     args: BalanceMixTrainingArguments
     model: Any
     label_state: LabelState | None = None
+    average: WeightAverage
 
     def training_rows(self) -> int:
         """Return how many images one epoch goes through."""
@@ -100,13 +102,14 @@ class ResumableTrainer(Trainer):
         return True
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save the label state along with the optimiser: whatever resumes needs both."""
+        """Save label state and averaged weights along with the optimiser: whatever resumes needs them all."""
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and self.label_state is not None:
             self.label_state.save(output_dir, self.run_facts())
+            self.average.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load the label state along with the optimiser, after comparing the checkpoint with this run."""
+        """Load them along with the optimiser, after comparing the checkpoint with this run."""
         if checkpoint is not None and self.label_state is not None:
             saved, changes = self._saved_state(checkpoint)
             for sentence in changes.values():
@@ -114,6 +117,7 @@ class ResumableTrainer(Trainer):
             if not changes.keys().isdisjoint(self.args.method_settings()):
                 saved.reset()  # what the new settings need may be missing: the resumed epoch is prepared anew
             self.label_state.assign(saved)
+            self.average.load(checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _saved_state(self, checkpoint: str) -> tuple[LabelState, dict[str, str]]:

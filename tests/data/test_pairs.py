@@ -62,6 +62,50 @@ def test_probability_and_epoch_are_read_when_the_epoch_starts():
     assert {(members[1], views) for members, _, views in sampler} == {(4, 2)}
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 15, 30, 64])
+def test_partners_are_a_permutation_of_the_same_batch(batch_size):
+    """Plain Mixup: each row once as first and once as second member, both within the same block of the stream."""
+    for epoch in range(3):
+        sampler = PairSampler(N, 0, lambda epoch=epoch: epoch, "batch", batch_size=batch_size)
+        pairs = [members for members, _, _ in sampler]
+        assert pairs == [members for members, _, _ in sampler]
+        first, second = zip(*pairs, strict=True)
+        assert sorted(first) == list(range(N))
+        for start in range(0, N, batch_size):
+            assert sorted(first[start : start + batch_size]) == sorted(second[start : start + batch_size])
+        if batch_size > 8:
+            assert first != second
+        assert first == tuple(members[0] for members, _, _ in PairSampler(N, 0, lambda epoch=epoch: epoch))
+
+
+def test_partners_are_drawn_anew_and_from_anywhere_in_the_batch():
+    partners = {row: set() for row in range(N)}
+    for epoch in range(400):
+        for (first, second), _, _ in PairSampler(N, 0, lambda epoch=epoch: epoch, "batch", batch_size=10):
+            partners[first].add(second)
+    assert all(len(found) == N for found in partners.values())  # itself too, as in any permutation
+
+
+def test_rows_to_draw_from_may_be_a_part():
+    rows = torch.tensor([3, 7, 8, 20, 29])
+    for second in (None, "random", "batch"):
+        sampler = PairSampler(N, 0, lambda: 0, second, batch_size=2, rows=rows)
+        assert len(sampler) == 5
+        for half in zip(*[members for members, _, _ in sampler], strict=True):
+            assert sorted(half) == rows.tolist()
+
+
+@pytest.mark.parametrize("mix_alpha", [0.0, 4.0])
+def test_unfolded_shares(images, mix_alpha):
+    items = list(PairSampler(N, 0, lambda: 0, "batch", batch_size=8))
+    folded, plain = (
+        PairDataset(images, transform(), mix_alpha, folded=f).__getitems__(items)["mix_lambda"] for f in (True, False)
+    )
+    assert plain.dtype == torch.float32
+    torch.testing.assert_close(torch.maximum(plain, 1 - plain), folded)
+    assert bool((plain < 0.5).any()) == (mix_alpha > 0)
+
+
 @pytest.mark.parametrize("augmentation", ["affine", "randaugment", "randaugment_asl", "none"])
 def test_a_pair_does_not_depend_on_how_it_is_batched(images, augmentation):
     items = list(PairSampler(N, 0, lambda: 0, "random", lambda: 2))

@@ -1,5 +1,6 @@
 """Eq. 5."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,19 @@ def test_mean_of_lambda(alpha, mean):
     assert float(share.mean()) == pytest.approx(mean, abs=4 * float(share.std()) / 4000**0.5)
 
 
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_unfolded_lambda_is_the_beta_draw_itself(alpha):
+    share = draw_lambda(alpha, range(4000), folded=False)
+    assert share.dtype == torch.float64
+    assert ((share >= 0) & (share <= 1)).all()
+    assert torch.equal(fold_lambda(share), draw_lambda(alpha, range(4000)))
+    assert float(share[7]) == np.random.default_rng(7).beta(alpha, alpha)
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert float(share.mean()) == pytest.approx(0.5, abs=4 * (variance / 4000) ** 0.5)
+    assert float(share.var()) == pytest.approx(variance, rel=0.1)
+    assert abs(int((share < 0.5).sum()) - 2000) < 4 * 1000**0.5
+
+
 def test_lambda_depends_on_its_own_seed_alone():
     share = draw_lambda(4.0, [5, 9, 2**62])
     assert share.unique().numel() == 3
@@ -62,7 +76,8 @@ def test_lambda_depends_on_its_own_seed_alone():
 
 
 def test_alpha_zero_mixes_nothing():
-    assert draw_lambda(0.0, [1, 2]).tolist() == [1.0, 1.0]
+    for folded in (True, False):
+        assert draw_lambda(0.0, [1, 2], folded).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])

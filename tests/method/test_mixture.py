@@ -1,5 +1,6 @@
 """Eq. 6–8: all mixtures at once, against closed forms, brute force and scikit-learn."""
 
+import math
 import warnings
 
 import numpy as np
@@ -221,6 +222,66 @@ def test_collapsed_modes_count_as_monotone():
     assert not fit.fitted.any()
     assert not fit.non_monotone.any()
     assert (fit.posterior == 1).all()
+
+
+def two_peaks(count=5):
+    """Losses 0 and 1 alone: means 0 and 1, both variances the covariance floor v, so D is √2 / √(2v) = 1 / √v."""
+    losses = column([0.0] * count + [1.0] * count)
+    return losses, torch.zeros_like(losses)
+
+
+@pytest.mark.parametrize("floor", [5e-4, 0.01])
+def test_separation_is_ashmans_d(floor):
+    losses, labels = two_peaks()
+    for factor, fitted in ((0.999, True), (1.001, False)):
+        fit = label_posteriors(losses, labels, covariance_floor=floor, separation=factor / floor**0.5)
+        assert bool(fit.fitted[0, 0]) is fitted
+        assert fit.posterior[:, 0].round().tolist() == ([1] * 5 + [0] * 5 if fitted else [1] * 10)
+
+
+def test_a_wide_mode_counts_in_full():
+    """D = √2·|μ₁ − μ₂| / √(σ₁² + σ₂²): the sum of variances, not their mean or the larger one."""
+    losses = column([0.0, 0.04, 0.08, 0.0, 0.04, 0.08, 0.6, 0.8, 1.0, 0.6, 0.8, 1.0])
+    means, variances = (0.04, 0.8), (0.0016 * 2 / 3 + 5e-4, 0.04 * 2 / 3 + 5e-4)
+    d = math.sqrt(2) * (means[1] - means[0]) / math.sqrt(sum(variances))
+    for factor, fitted in ((0.99, True), (1.01, False)):
+        fit = label_posteriors(losses, torch.ones_like(losses), separation=factor * d)
+        torch.testing.assert_close(fit.means[1, 0], tensor(means), atol=1e-4, rtol=0)
+        assert bool(fit.fitted[1, 0]) is fitted
+
+
+def test_separation_leaves_separated_sets_as_they_are():
+    losses, labels = random_table()
+    plain = label_posteriors(losses, labels)
+    assert_equal_fits(label_posteriors(losses, labels, separation=0.0), plain)
+    distances = torch.empty(2, 25)
+    for label in (0, 1):
+        for k in range(25):
+            reference, _ = scikit_learn_fit(losses[labels[:, k] == label, k])
+            distances[label, k] = math.sqrt(2 / reference.covariances_.sum()) * abs(np.diff(reference.means_[:, 0])[0])
+    for separation in (2.0, 2.5, 4.0):
+        fit = label_posteriors(losses, labels, separation=separation)
+        separated = distances >= separation
+        assert 0 < int(separated.sum()) < 50
+        assert torch.equal(fit.fitted, separated)
+        inside = separated[labels, torch.arange(25)]
+        assert torch.equal(fit.posterior[inside], plain.posterior[inside])
+        assert (fit.posterior[~inside] == 1).all()
+        assert torch.equal(fit.means, plain.means)
+        assert not fit.non_monotone[~separated].any()
+
+
+def test_separation_and_the_other_rules_hold_together():
+    losses, labels = random_table(num_labels=5)
+    losses[0], labels[0] = INF, 1
+    fit = label_posteriors(losses, labels, separation=1e6)
+    assert not fit.fitted.any()
+    assert (fit.posterior[0] == 0).all()  # an infinite loss is never clean
+    assert (fit.posterior[1:] == 1).all()
+    trusting = label_posteriors(losses, labels, separation=2.5, trust_positives=True)
+    assert (trusting.posterior[labels == 1] == 1).all()
+    monotone = label_posteriors(losses, labels, separation=2.5, monotone=True)
+    assert torch.equal(monotone.fitted, label_posteriors(losses, labels, separation=2.5).fitted)
 
 
 def test_trusted_positives_are_clean_and_negatives_are_not_touched():
