@@ -20,7 +20,9 @@ from hf_balancemix.modeling.configuration_balancemix import BalanceMixConfig
 from hf_balancemix.modeling.modeling_balancemix import BalanceMixForImageClassification
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
+from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.multilabel import MultiLabelTrainer
+from hf_balancemix.training.t_estimator import TEstimatorTrainer
 from hf_balancemix.version import __version__
 
 _AutoConfig.register("balancemix", BalanceMixConfig, exist_ok=True)
@@ -34,6 +36,8 @@ __all__ = [
     "BalanceMixForImageClassification",
     "BalanceMixTrainer",
     "BalanceMixTrainingArguments",
+    "CoTeachingTrainer",
     "MultiLabelTrainer",
+    "TEstimatorTrainer",
     "__version__",
 ]

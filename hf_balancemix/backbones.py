@@ -169,7 +169,7 @@ def unloadable(name: str, error: Exception) -> ValueError:
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     lines = str(error).strip().split("\n")
-    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
     if Path(name).is_dir():
         remedy = "It takes config.json, the weights and preprocessor_config.json, as `save_model` writes them."
     elif any(isinstance(link, RepositoryNotFoundError) for link in chain):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+# Compared by themselves.
+_COUNTED = ("noise", "images_per_step", "steps_per_epoch")
 _DIVERGED = (
     "The checkpoints already written are kept. If the learning rate is too high (the loss sums over classes), start "
     "anew with a lower one: a resumed run keeps the old one. Otherwise check these images, or use bf16 instead of "
@@ -168,9 +170,16 @@ def check_resume(
             f"{saved_run.get('steps_per_epoch')} (batch size, accumulation and `dataloader_drop_last` decide): the "
             "position within the epoch would be lost"
         )
-    for name in ("one_cycle", "weight_decay_on"):  # the optimiser's state would not fit
-        if saved_run.get(name, run[name]) != run[name]:
-            wrong.append(f"`{name}` was {saved_run[name]!r}, is now {run[name]!r}")
+    wrong += [  # the optimiser's state would not fit
+        f"`{name}` was {saved_run[name]!r}, is now {run[name]!r}"
+        for name in ("one_cycle", "weight_decay_on")
+        if saved_run.get(name, run[name]) != run[name]
+    ]
+    if saved_run.get("networks", 1) != run["networks"]:
+        wrong.append(
+            f"it holds the optimiser of {saved_run.get('networks', 1)} network(s), this method trains "
+            f"{run['networks']} (co-teaching has two)"
+        )
     if wrong:
         raise ValueError(
             f"Cannot resume from {folder}: "
@@ -179,9 +188,9 @@ def check_resume(
             "a new run in another `output_dir`."
         )
     return {
-        name: f"`{name}` was {saved_run.get(name)!r}, is now {run[name]!r}"
-        for name in run
-        if saved_run.get(name) != run[name] and name not in ("noise", "images_per_step", "steps_per_epoch")
+        name: f"`{name}` was {saved_run[name]!r}, is now {run[name]!r}"
+        for name in run  # an option that the checkpoint does not know is younger than it
+        if name in saved_run and saved_run[name] != run[name] and name not in _COUNTED
     }
 
 

@@ -108,9 +108,10 @@ def test_functions_fit_a_screen(path):
 def test_trainers_override_at_most_ten_methods():
     from transformers import Trainer
 
-    from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
+    from hf_balancemix import BalanceMixTrainer, CoTeachingTrainer, MultiLabelTrainer, TEstimatorTrainer
+    from hf_balancemix.training.resumable import ResumableTrainer
 
-    for trainer in (MultiLabelTrainer, BalanceMixTrainer):
+    for trainer in (ResumableTrainer, MultiLabelTrainer, BalanceMixTrainer, CoTeachingTrainer, TEstimatorTrainer):
         own = [name for name, value in vars(trainer).items() if callable(value) and name in dir(Trainer)]
         own = [name for name in own if name not in ("__init__", "__module__", "__doc__")]
         assert len(own) <= 10, own

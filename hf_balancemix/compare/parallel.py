@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -39,25 +39,22 @@ class _Worker:
 
     def run(self, cell: Cell, events: SimpleQueue[dict[str, Any]]) -> None:
         """Run a cell, and put what is said of it into ``events``; the last of it is a result or a failure."""
-        if self.process is None or self.process.poll() is not None:
-            self.process = self._start()
-        process = self.process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(cell.id + "\n")
-            process.stdin.flush()
-            for line in process.stdout:
-                event = json.loads(line)
+        while True:
+            new = self.process is None or self.process.poll() is not None
+            self.process = process = self._start() if new or self.process is None else self.process
+            begun = False
+            for event in _ask(process, cell):
                 events.put(event)
+                begun = True
                 if "share" not in event:
                     return
-        except BrokenPipeError:  # it died before
-            pass
-        if not self.stopped:
             code = process.wait()
-            how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-            events.put({"cell": cell.id, "failed": f"the process {how} (no memory left?); see also {self.log}"})
+            if self.stopped:
+                return
+            if new or begun:  # else it had died since its last cell, which is no fault of this one
+                how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+                events.put({"cell": cell.id, "failed": f"the process {how} (no memory left?); see also {self.log}"})
+                return
 
     def _start(self) -> subprocess.Popen[str]:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +77,20 @@ class _Worker:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+
+def _ask(process: subprocess.Popen[str], cell: Cell) -> Iterator[dict[str, Any]]:
+    """Have a process run a cell, and yield what it says until its output ends."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(cell.id + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:  # it is gone
+        return
+    for line in process.stdout:
+        if line.endswith("\n"):  # else it was killed while it wrote
+            yield json.loads(line)
 
 
 def _environment(slot: int, at_once: int) -> dict[str, str]:

@@ -66,6 +66,7 @@ def main(words: list[str]) -> None:
     for name in commands:
         cell = cells[name]
         _print_to(log_file(requests[0].command.output_dir, cell))
+        tell(name, 0.0)
         try:
             progress = Report(partial(tell, name))
             result, times = run_cell(cell, jobs[cell.request.data_key], progress)

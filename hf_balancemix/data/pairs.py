@@ -64,7 +64,7 @@ class PairSampler(Sampler[Item]):
         return self.num_rows if self.rows is None else len(self.rows)
 
     def __iter__(self) -> Iterator[Item]:
-        generator = torch.Generator().manual_seed(_stream(self.seed, self.epoch()))
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch()))
         halves = [torch.randperm(len(self), generator=generator)]
         if self.minority_probability == "random":
             halves.append(torch.randperm(len(self), generator=generator))
@@ -84,7 +84,7 @@ class PairSampler(Sampler[Item]):
             yield tuple(members), token, views
 
 
-def _stream(seed: int, epoch: int) -> int:
+def stream_seed(seed: int, epoch: int) -> int:
     """Return a number of 32 bits, which is all that PyTorch takes of a seed, for the epoch of a run."""
     if seed < 2**12:  # 2**20 epochs of 2**12 seeds do not collide
         return (seed << 20) + epoch

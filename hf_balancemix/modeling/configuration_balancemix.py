@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .heads import HEADS
 
 FEATURE_LAYOUTS = ("NCHW", "NHWC", "NLC")
-# What a backbone's configuration says of its own classifier, of the folder it came from, and of its precision, which is
+# What a configuration says of its own classifier, of the folder it came from, and of its precision, which is
 # that of the whole model.
 _NOT_OF_THE_BACKBONE = (
     *("id2label", "label2id", "num_labels", "label_names", "num_classes", "problem_type"),

@@ -16,6 +16,7 @@ from hf_balancemix.data.noise import NOISE_KINDS, NoiseSpec
 from hf_balancemix.modeling.heads import HEADS
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
+from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.t_estimator import TEstimatorTrainer, check_stages
 
@@ -208,11 +209,13 @@ def _check_method(method: str, args: BalanceMixTrainingArguments, given: set[str
     if METHODS[method].trainer is TEstimatorTrainer and args.max_steps <= 0:
         check_stages(args, args.num_train_epochs)
     refinement = METHODS[method].options.get("refinement", args.refinement)
-    refines = METHODS[method].trainer is BalanceMixTrainer and refinement != "none"
+    selects = METHODS[method].trainer is CoTeachingTrainer
+    refines = selects or (METHODS[method].trainer is BalanceMixTrainer and refinement != "none")
     if refines and args.max_steps <= 0 and args.warmup_epochs >= args.num_train_epochs:
         raise ValueError(
             f"Expected --warmup_epochs below the {args.num_train_epochs:g} of --num_train_epochs, found "
-            f"{args.warmup_epochs}: {method} would never refine a label. A fifth to a quarter is a fair start."
+            f"{args.warmup_epochs}: {method} deals with wrong labels only after them. A fifth to a quarter is a fair "
+            "start."
         )
 
 

@@ -54,6 +54,8 @@ class Progress(TrainerCallback):
         """Move the bar of the evaluation on."""
         if not state.is_world_process_zero:
             return
+        if self.evaluation is not None and self.evaluation.n >= self.evaluation.total:
+            self._close_evaluation()  # the averaged weights have a turn of their own
         if self.evaluation is None:
             # Shown only where it takes long.
             self.evaluation = tqdm(

@@ -101,7 +101,7 @@ class BalanceMixTrainingArguments(TrainingArguments):
 
     weight_decay_on: str = _option(
         "weights",
-        "Parameters with weight decay: weights (the Trainer's choice, without biases and norms), all (the paper), or "
+        "Parameters with weight decay: weights (the Trainer's choice: no biases, no layer norms), all (the paper), or "
         "matrices: tensors of two dimensions or more (the ML-Decoder and ASL scripts).",
         WEIGHT_DECAY_ON,
     )
@@ -174,7 +174,9 @@ class BalanceMixTrainingArguments(TrainingArguments):
         REFINEMENTS,
     )
     warmup_epochs: int = _option(
-        5, "Epochs before refinement starts. Not the learning rate's warm-up, which is warmup_steps."
+        5,
+        "Epochs before refinement (selection, reweighting) starts. Not the learning rate's warm-up, which is "
+        "warmup_steps.",
     )
     relabel_threshold: float = _option(
         0.975, "ε of Eq. 9, in [0.5, 1]; the paper takes 0.975, and 0.55 for single-positive labels."

@@ -51,6 +51,7 @@ class CoTeachingTrainer(MultiLabelTrainer):
         ValueError: As :class:`MultiLabelTrainer`, for networks that do not fit together, and with FSDP or DeepSpeed.
     """
 
+    networks = 2
     _weights: torch.Tensor | None = None
 
     def __init__(

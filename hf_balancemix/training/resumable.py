@@ -30,6 +30,7 @@ class ResumableTrainer(Trainer):
     model: Any
     label_state: LabelState | None = None
     average: WeightAverage
+    networks = 1
 
     def training_rows(self) -> int:
         """Return how many images one epoch goes through."""
@@ -52,6 +53,7 @@ class ResumableTrainer(Trainer):
             "world_size": args.world_size,
             "images_per_step": self.images_per_step(),
             "steps_per_epoch": self.steps_per_epoch(),
+            "networks": self.networks,
             "noise": noise_of(self.train_dataset),
             **args.method_settings(),
         }

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from hf_balancemix import checks
-from hf_balancemix.data.pairs import PairSampler
+from hf_balancemix.data.pairs import PairSampler, stream_seed
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.losses import label_losses, reweighted_losses
 from hf_balancemix.method import (
@@ -45,8 +45,9 @@ class TEstimatorTrainer(MultiLabelTrainer):
        weights with the best mAP on the held-out images are kept, in memory and in checkpoints.
     2. One mixture per class and label value, on the averaged losses, says which labels look clean; from these follow
        the transition matrices, ``label_state.transition`` (K, 2, 2).
-    3. From the best weights, with the optimiser's state cleared: BCE in which every given label is weighted by how
-       much more probable it is before the noise than after it. The learning rate's schedule goes on.
+    3. From the best weights, with the optimiser's state and any average of the weights begun anew: BCE in which every
+       given label is weighted by how much more probable it is before the noise than after it. The learning rate's
+       schedule goes on.
 
     Relations: made for labels that are wrong independently of one another; it needs correlated classes and at least 50
     images with and without each class. Small classes fall back on Dual-T, and labels of single positives break it.
@@ -66,7 +67,7 @@ class TEstimatorTrainer(MultiLabelTrainer):
 
     def _split(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows to train on and the held-out ones, in ascending order."""
-        generator = torch.Generator().manual_seed((self.args.seed << 20) + _SPLIT_STREAM)
+        generator = torch.Generator().manual_seed(stream_seed(self.args.seed, _SPLIT_STREAM))
         order = torch.randperm(len(self.train_dataset), generator=generator)
         training, held_out = order.split([self.training_rows(), len(order) - self.training_rows()])
         return training.sort().values, held_out.sort().values
@@ -123,6 +124,8 @@ class TEstimatorTrainer(MultiLabelTrainer):
         if epoch == args.warmup_epochs:
             self.model.load_state_dict(self._best_weights)
             self.optimizer.state.clear()
+            self.average.start()
+            self.average.start()
             self._best_weights = None
         state.prepared_epoch = epoch
         self.log(measured | {"refresh_seconds": round(time.perf_counter() - start, 3)})
@@ -134,8 +137,8 @@ class TEstimatorTrainer(MultiLabelTrainer):
         losses = label_losses(logits, state.labels)
         if epoch > warmup - AVERAGED_EPOCHS:
             loss_sum = torch.zeros_like(losses) if state.loss_sum is None else state.loss_sum
-            loss_sum[training] += normalised_losses(losses[training], state.labels[training])
-            state.loss_sum = loss_sum
+            scaled = normalised_losses(losses[training], state.labels[training])
+            state.loss_sum = loss_sum.index_add(0, training, scaled)
         ap = average_precision(logits[held_out].numpy(), state.labels[held_out].numpy())
         validation_map = mean_average_precision(ap)
         # Without a positive among the held-out labels there is no mAP, and the first epoch's weights stay.

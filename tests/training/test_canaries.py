@@ -19,6 +19,8 @@ PARAMETERS = {
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_get_output_dir": ["trial"],
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "create_scheduler": ["num_training_steps", "optimizer"],
+    "evaluation_loop": ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
 }
 

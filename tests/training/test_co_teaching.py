@@ -98,6 +98,8 @@ def test_the_warm_up_learns_from_all_images(tmp_path):
     select(trainer, [], [])  # of an earlier epoch: not looked at
     for inputs in batches(trainer):
         everything = range(ROWS)
+        rows, partners = inputs["index"][:, 0::2], inputs["index"][:, 1::2]
+        assert ((rows != partners).sum(dim=0) > 2).all()
         expected = sum(plain_loss(net, inputs, n, everything) for n, net in enumerate(trainer.model.children()))
         assert float(trainer.compute_loss(trainer.model, inputs).detach()) == pytest.approx(
             float(expected.detach()), rel=1e-5
@@ -426,6 +428,31 @@ def test_bf16_and_activation_checkpointing(tmp_path):
         assert all(tensor.dtype == torch.float32 for tensor in after.values())
         assert not [name for name in start if name.endswith("weight") and torch.equal(start[name], after[name])]
         assert trainer.model.is_activation_checkpointing is ("activation_checkpointing" in options)
+
+
+def test_the_average_of_both_networks(tmp_path):
+    """Followed by hand, written as a pair, and the same after a resume."""
+    expected = {}
+
+    class Follow(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            expected.update(tiny.weights_of(model))
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            for name, value in model.state_dict().items():
+                expected[name] = 0.5 * expected[name] + 0.5 * value
+
+    options = {"ema_decay": 0.5, "save_strategy": "steps", "save_steps": 4}
+    trainer = make(tmp_path, callbacks=[Follow()], **options)
+    trainer.train()
+    for resumed in (False, True):
+        if resumed:
+            trainer = make(tmp_path, **options)
+            trainer.train(str(tmp_path / "checkpoint-4"))
+        for folder, part in (("ema", "first."), (f"ema/{SECOND_NETWORK}", "second.")):
+            found = tiny.weights_of(AutoModelForImageClassification.from_pretrained(tmp_path / folder))
+            for name, value in found.items():
+                torch.testing.assert_close(value, expected[part + name], rtol=1e-5, atol=1e-6)
 
 
 # ---- refused ----

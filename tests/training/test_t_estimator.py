@@ -257,6 +257,16 @@ def test_bf16_without_mixup_and_with_either_choice(tmp_path, monkeypatch, choice
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
 
+def test_an_average_of_the_weights_begins_with_the_last_stage(tmp_path):
+    begins = []
+    watch = Watch(on_step_begin=lambda s, model, **_: begins.append(tiny.weights_of(model)))
+    trainer = make(tmp_path, callbacks=[watch], ema_decay=0.999999, **SHORT)
+    trainer.train()
+    for name, tensor in trainer.average.average.items():
+        torch.testing.assert_close(tensor, begins[STEPS][name], rtol=0, atol=1e-5)
+    assert max(float((begins[STEPS][name] - begins[0][name]).abs().max()) for name in begins[0]) > 1e-3
+
+
 def test_a_second_run_of_one_trainer_starts_anew(tmp_path):
     trainer = make(tmp_path, model_init=lambda: tiny.tiny_vit(), **SHORT)
     weights, digests = [], []
