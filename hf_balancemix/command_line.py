@@ -27,7 +27,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from hf_balancemix.config_file import NODES, NULL, Loader, as_word, no_yaml, read_mapping
 from hf_balancemix.messages import nearest
-from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.arguments import FIELDS_OF_OTHERS, BalanceMixTrainingArguments
 
 # Options of the Trainer that the short help shows too.
 _SHOWN = (
@@ -120,7 +120,9 @@ class RecipeParser:
             help="Options from a file, one `option: value` a line; the command line overrides them.",
         )
         self.parser.add_argument("-h", "--help", action="store_true", help="Show our options, with [defaults].")
-        self.parser.add_argument("--help-all", action="store_true", help="Show all of the Trainer's as well.")
+        self.parser.add_argument(
+            "--help-all", action="store_true", help="Show those of the other methods and of the Trainer too."
+        )
         self.parser.set_defaults(**defaults)
         self.fields: dict[str, Field] = {f.name: f for kind in self.types for f in fields(kind) if f.init}
         # A field may have two actions, and the second of them (`--no_x`) takes no value.
@@ -235,10 +237,12 @@ class RecipeParser:
         if self.data_options:
             names[next(iter(names))] += self.data_options
         own = BalanceMixTrainingArguments.__annotations__.keys() - TrainingArguments.__dataclass_fields__.keys()
-        names["Options of the method"] = [name for name in self.fields if name in own and name not in DATA_OPTIONS]
+        own -= {*DATA_OPTIONS, *FIELDS_OF_OTHERS}
+        names["Options of the method"] = [name for name in self.fields if name in own]
         used_most = [name for group in _SHOWN for name in group]
         names["Options of the Trainer used most"] = used_most
         if everything:
+            names["Options of the compared methods and their training scripts"] = list(FIELDS_OF_OTHERS)
             seen = {name for section in names.values() for name in section}
             names["Other options of the Trainer"] = [name for name in self.fields if name not in seen]
         names["Configuration and help"] = ["config", "help", "help_all"]

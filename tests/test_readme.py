@@ -10,6 +10,7 @@ from datasets import load_dataset  # noqa: F401 - the README's code imports it
 from hf_balancemix import BalanceMixTrainingArguments
 from hf_balancemix.cli.predict import add_options
 from hf_balancemix.command_line import RecipeParser
+from hf_balancemix.compare.command import comparison_parser
 from hf_balancemix.recipe.options import RecipeArguments
 from hf_balancemix.training.methods import METHODS
 from recipes import coco, folder, voc
@@ -72,6 +73,7 @@ def test_every_option_in_the_documents_exists():
     predict = argparse.ArgumentParser()
     add_options(predict)
     known |= {action.dest for action in predict._actions}
+    known |= {action.dest for action in comparison_parser()._actions}
     documents = README + (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     named = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z_-]+)", documents)}
     assert named >= {"data_dir", "noise", "config", "on_bad_image"}

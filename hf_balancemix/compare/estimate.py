@@ -17,7 +17,7 @@ from hf_balancemix.build import build_model
 from hf_balancemix.compare.cells import Cell, cell_id
 from hf_balancemix.compare.progress import Speeds, duration, training_steps, work
 from hf_balancemix.compare.results import Results
-from hf_balancemix.compare.run import free_memory
+from hf_balancemix.compare.run import forget
 from hf_balancemix.recipe.job import Job
 from hf_balancemix.recipe.options import Plan
 from hf_balancemix.recipe.run import train
@@ -126,6 +126,6 @@ def _time_steps(cell: Cell, job: Job) -> float:
         short = BalanceMixTrainingArguments(**{**values, "output_dir": folder})
         plan = Plan(short, cell.plan.settings)
         train(replace(job, options=replace(options, resume=False), splits=splits), plan, clock)
-    free_memory()
+    forget()
     seconds_per_row = (clock.ends[-1] - clock.ends[-2]) / rows
     return seconds_per_row * len(train_split) * args.num_train_epochs / max(1, training_steps(cell, job))

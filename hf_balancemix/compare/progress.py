@@ -130,35 +130,28 @@ class Overview:
 
     def seconds_left(self) -> float | None:
         """Return the time left, as far as it can be told."""
+        parts = [(cell, 1 - share) for cell, _, share in self.running.values()]
+        parts += [(cell, 1.0) for cell in self.waiting.values()]
         left = 0.0
-        for cell, began, share in self.running.values():
-            known = self._whole(cell)
-            passed = time.monotonic() - began
-            whole = passed / share if known is None and share > _ENOUGH else known
-            if whole is None:
+        for cell, part in parts:
+            per_step = self.speeds.likely(cell) or self._of_running(cell)
+            if per_step is None:
                 return None
-            left += whole * (1 - share)
-        known_methods = {
-            cell.plan.settings["method"]: (time.monotonic() - began) / share
-            for cell, began, share in self.running.values()
-            if share > _ENOUGH
-        }
-        for cell in self.waiting.values():
-            whole = self._whole(cell)
-            if whole is None:
-                whole = known_methods.get(cell.plan.settings["method"]) or next(iter(known_methods.values()), None)
-            if whole is None:
-                return None
-            left += whole
-        return left / max(1, min(self.at_once, len(self.running) + len(self.waiting)))
+            left += part * per_step * self.steps[cell.id]
+        return left / max(1, min(self.at_once, len(parts)))
 
     def close(self) -> None:
         """End the bar."""
         self.bar.close()
 
-    def _whole(self, cell: Cell) -> float | None:
-        per_step = self.speeds.likely(cell)
-        return None if per_step is None else per_step * self.steps[cell.id]
+    def _of_running(self, cell: Cell) -> float | None:
+        """Return the seconds per step of what is running: of the same method, or else of any."""
+        found = {
+            other.plan.settings["method"]: (time.monotonic() - began) / (share * self.steps[other.id])
+            for other, began, share in self.running.values()
+            if share > _ENOUGH
+        }
+        return found.get(cell.plan.settings["method"], next(iter(found.values()), None))
 
     def _show(self, force: bool = False) -> None:
         if self.bar.disable:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
@@ -83,9 +84,10 @@ def _accept_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             write_json(path, settings)
 
 
-def free_memory() -> None:
-    """Let go of the last cell's model before the next one is built."""
+def forget() -> None:
+    """Let go of the last cell, its model and its precision, before the next one is built."""
     gc.collect()
+    AcceleratorState._reset_state()  # else accelerate refuses a trainer with another precision (1.15)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -144,7 +146,7 @@ def run_here(
                 results.add(result, times)
                 clear(cell, keep_models)
             overview.end(cell, times)
-        free_memory()
+        forget()
     return failed
 
 

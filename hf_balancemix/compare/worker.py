@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from hf_balancemix.compare.cells import load_jobs, plan_cells, read_requests
 from hf_balancemix.compare.command import read_options
-from hf_balancemix.compare.run import Report, first_line, free_memory, log_file, run_cell
+from hf_balancemix.compare.run import Report, first_line, forget, log_file, run_cell
 
 
 def _commands() -> Iterator[str]:
@@ -76,7 +76,7 @@ def main(words: list[str]) -> None:
             del error
         else:
             answer(cell=name, result=result, times=times)
-        free_memory()
+        forget()
 
 
 if __name__ == "__main__":

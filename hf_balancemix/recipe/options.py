@@ -71,9 +71,8 @@ class RecipeArguments:
     head: str = field(
         default="linear",
         metadata={
-            "help": "linear: the backbone's own pooling and one linear layer, a checkpoint that loads anywhere; "
-            "ml_decoder (the paper's kind), query2label, query2label_small, c_tran: a checkpoint that loads after "
-            "`import hf_balancemix`, or elsewhere with trust_remote_code=True.",
+            "help": "linear is the backbone's own, and its checkpoint loads anywhere; the others' after `import "
+            "hf_balancemix`, or with trust_remote_code=True. ml_decoder is the paper's kind.",
             "choices": list(HEADS),
         },
     )

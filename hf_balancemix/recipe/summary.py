@@ -35,6 +35,8 @@ def print_results(name: str, job: Job, shown: Sequence[dict[str, Any]], output_d
     checkpoint, example = output_dir / last_run, output_dir / "example.png"
     job.splits["test"][0]["image"].convert("RGB").save(example)
     print(f"\nresults: {output_dir / 'results.json'}\nfigure:  {figure}\n\nUse the model of {checkpoint}:\n")
+    if options.head != "linear":
+        print("    import hf_balancemix")
     print("    from transformers import pipeline")
     print(f'    classify = pipeline("image-classification", model={str(checkpoint)!r})')
     print(f"    print(classify({str(example)!r}, top_k=5))")

@@ -48,6 +48,23 @@ METHOD_FIELDS = (
     "one_cycle",
 )
 
+# What only other methods than BalanceMix read, and what only their training scripts switch on.
+FIELDS_OF_OTHERS = (
+    "focal_gamma",
+    "focal_alpha",
+    "asl_gamma_negative",
+    "asl_gamma_positive",
+    "asl_margin",
+    "asl_detach",
+    "large_loss_rate",
+    "evaluated_network",
+    "transition_choice",
+    "validation_fraction",
+    "cutout",
+    "ema_decay",
+    "one_cycle",
+)
+
 
 def _option(default: object, text: str, choices: tuple[str, ...] | list[str] | None = None) -> object:
     metadata: dict[str, object] = {"help": text}

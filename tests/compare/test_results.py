@@ -84,6 +84,18 @@ def test_a_run_that_ended_without_its_result_is_gone_on_with(compare, tmp_path, 
     assert not list((tmp_path / "cells").iterdir())
 
 
+def test_runs_of_one_process_may_differ_in_precision(compare, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "grid:\n"
+        "  - {methods: [bce], noises: [none], bf16: true, num_train_epochs: 1}\n"
+        "  - {methods: [bce], noises: [none], num_train_epochs: 1}\n",
+        encoding="utf-8",
+    )
+    lines = compare(f"--config={path}", "--num_train_epochs=1")
+    assert {line["settings"]["bf16"] for line in lines} == {"True", "False"}
+
+
 def test_models_are_kept_if_asked_for(compare, tmp_path):
     compare("--methods", "bce", "--noises", "none", "--keep_models")
     (folder,) = (tmp_path / "cells").iterdir()
