@@ -38,12 +38,24 @@ last checkpoint, a changed setting is a new run."""
 
 @dataclass(frozen=True)
 class Options:
-    """A command line of the comparison: its own options, and the words that are the recipe's."""
+    """A command line of the comparison.
+
+    Attributes:
+        recipe: Of the data set.
+        dataset: Its name.
+        grid: What to run.
+        from_file: Whether the grid stands in a file.
+        methods: Those that were asked for, if any were.
+        noises: The same.
+        words: The options of the recipe.
+    """
 
     recipe: Recipe
     dataset: str
     grid: Grid
-    chosen: bool
+    from_file: bool
+    methods: tuple[str, ...] | None
+    noises: tuple[Noise, ...] | None
     words: list[str]
     parallel: int
     dry_run: bool
@@ -88,12 +100,13 @@ def read_options(words: Sequence[str]) -> Options:
     methods = None if options.methods is None else check_methods(options.methods, " in --methods")
     noises = None if options.noises is None else _noises(options.noises)
     grid = restrict(grid, methods, noises, options.seeds, options.config is not None)
-    chosen = any(value is not None for value in (options.config, methods, noises, options.seeds))
     return Options(
         recipe=recipe,
         dataset=dataset,
         grid=grid,
-        chosen=chosen,
+        from_file=options.config is not None,
+        methods=methods,
+        noises=noises,
         words=of_recipe,
         parallel=options.parallel,
         dry_run=options.dry_run,

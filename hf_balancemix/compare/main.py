@@ -78,11 +78,11 @@ def _run(
 ) -> dict[str, str]:
     """Run what is not finished; return what went wrong, by the cell's id."""
     state = PartialState()
-    finished = {cell_id(line["settings"]) for line in results.read()}
+    known = {cell_id(line["settings"]) for line in results.read()}
     state.wait_for_everyone()  # before the first process writes: all must have read the same
-    pending = [cell for cell in cells if cell.id not in finished]
+    pending = [cell for cell in cells if cell.id not in known]
     if state.is_main_process:
-        clear_remains(results.path.parent)
+        clear_remains(results.path.parent, [cell for cell in cells if cell.id in known], options.keep_models)
         note = f"{len(cells)} runs, {len(cells) - len(pending)} of them finished earlier: {results.path}"
         tqdm.write(note, file=sys.stderr)
     if not pending:

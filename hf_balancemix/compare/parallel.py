@@ -46,7 +46,7 @@ class _Worker:
             for event in _ask(process, cell):
                 events.put(event)
                 begun = True
-                if "share" not in event:
+                if "failed" in event or "result" in event:
                     return
             code = process.wait()
             if self.stopped:
@@ -136,7 +136,7 @@ def run_parallel(
             except Empty:
                 return
             log_file(folder, cell).unlink(missing_ok=True)  # of an earlier try
-            events.put({"cell": cell.id, "begins": True})
+            events.put({"cell": cell.id, "waits": True})
             worker.run(cell, events)
 
     try:
@@ -145,11 +145,11 @@ def run_parallel(
         while left:
             event = events.get()
             cell = by_id[event["cell"]]
-            if "begins" in event:
+            if "waits" in event:
                 overview.begin(cell)
             elif "share" in event:
                 overview.tell(cell, event["share"])
-            else:
+            elif "failed" in event or "result" in event:
                 left -= 1
                 overview.end(cell, event.get("times"))
                 if "failed" in event:

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -70,6 +71,16 @@ class Speeds:
         return own if own is not None else statistics.mean(others) if others else None
 
 
+@dataclass
+class _Running:
+    """A cell that is running: since when, which share of it is done, and which was done before it was resumed."""
+
+    cell: Cell
+    began: float
+    share: float = 0.0
+    before: float | None = None
+
+
 class Overview:
     """A bar over the cells, with what is running and the time left; used from one thread.
 
@@ -92,7 +103,7 @@ class Overview:
         shown: bool = True,
     ) -> None:
         self.waiting = {cell.id: cell for cell in cells}
-        self.running: dict[str, tuple[Cell, float, float]] = {}  # cell, when it began, share done when last heard of
+        self.running: dict[str, _Running] = {}
         self.steps, self.speeds, self.at_once = steps, speeds, at_once
         self.bar = tqdm(
             total=len(cells) + finished,
@@ -107,7 +118,7 @@ class Overview:
     def begin(self, cell: Cell) -> None:
         """Note that a cell begins."""
         del self.waiting[cell.id]
-        self.running[cell.id] = (cell, time.monotonic(), 0.0)
+        self.running[cell.id] = _Running(cell, time.monotonic())
         self._show(force=True)
 
     def teller(self, cell: Cell) -> Callable[[float], None]:
@@ -115,9 +126,11 @@ class Overview:
         return lambda share: self.tell(cell, share)
 
     def tell(self, cell: Cell, share: float) -> None:
-        """Note how much of a cell is done."""
-        _, began, _ = self.running[cell.id]
-        self.running[cell.id] = (cell, began, share)
+        """Note how much of a cell is done; for the first time when its training begins."""
+        running = self.running[cell.id]
+        if running.before is None:  # the training begins, perhaps in the middle
+            running.before, running.began = share, time.monotonic()
+        running.share = share
         self._show()
 
     def end(self, cell: Cell, times: Line | None) -> None:
@@ -130,7 +143,7 @@ class Overview:
 
     def seconds_left(self) -> float | None:
         """Return the time left, as far as it can be told."""
-        parts = [(cell, 1 - share) for cell, _, share in self.running.values()]
+        parts = [(running.cell, 1 - running.share) for running in self.running.values()]
         parts += [(cell, 1.0) for cell in self.waiting.values()]
         left = 0.0
         for cell, part in parts:
@@ -147,19 +160,19 @@ class Overview:
     def _of_running(self, cell: Cell) -> float | None:
         """Return the seconds per step of what is running: of the same method, or else of any."""
         found = {
-            other.plan.settings["method"]: (time.monotonic() - began) / (share * self.steps[other.id])
-            for other, began, share in self.running.values()
-            if share > _ENOUGH
+            other.cell.plan.settings["method"]: (time.monotonic() - other.began) / (done * self.steps[other.cell.id])
+            for other in self.running.values()
+            if (done := other.share - (other.before or 0.0)) > _ENOUGH
         }
         return found.get(cell.plan.settings["method"], next(iter(found.values()), None))
 
     def _show(self, force: bool = False) -> None:
         if self.bar.disable:
             return
-        self.bar.n = self._ended + sum(share for _, _, share in self.running.values())
+        self.bar.n = self._ended + sum(running.share for running in self.running.values())
         if force or time.time() - self.bar.last_print_t >= self.bar.mininterval:
             left = self.seconds_left()
-            now = "; ".join(f"{cell.label} ({share:.0%})" for cell, _, share in self.running.values())
+            now = "; ".join(f"{running.cell.label} ({running.share:.0%})" for running in self.running.values())
             text = "time left unknown yet" if left is None else f"about {duration(left)} left"
             self.bar.set_postfix_str(f"{text}; {now}" if now else text, refresh=True)
             self.bar.last_print_t = time.time()

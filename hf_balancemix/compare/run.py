@@ -42,6 +42,11 @@ class Report(TrainerCallback):
         self.tell = tell
         self._last = 0.0
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell where it goes on."""
+        if state.is_world_process_zero:
+            self.tell(state.global_step / state.max_steps)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell it."""
         now = time.monotonic()
@@ -77,11 +82,12 @@ def run_cell(cell: Cell, job: Job, progress: TrainerCallback) -> tuple[Line, Lin
 
 def _accept_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Bring the note of a broken-off run up to date where only what does not count is written otherwise."""
-    path = folder / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if cell_id(before) == cell_id(settings):
-            write_json(path, settings)
+    path, state = folder / "settings.json", PartialState()
+    with state.main_process_first():
+        if state.is_main_process and path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if cell_id(before) == cell_id(settings):
+                write_json(path, settings)
 
 
 def forget() -> None:
@@ -106,10 +112,13 @@ def clear(cell: Cell, keep_models: bool) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def clear_remains(output_dir: Path) -> None:
-    """Remove what was being removed when an earlier process was killed."""
+def clear_remains(output_dir: Path, finished: Sequence[Cell], keep_models: bool) -> None:
+    """Remove what finished cells should not have left: an earlier process was killed before it had done so."""
     for doomed in (output_dir / "cells").glob(f"*{_DONE}"):
         shutil.rmtree(doomed, ignore_errors=True)
+    for cell in finished:
+        if any(cell.plan.folder.glob("checkpoint-*")):  # where a model was kept on purpose there are none
+            clear(cell, keep_models)
 
 
 def log_file(output_dir: Path, cell: Cell) -> Path:
@@ -140,7 +149,6 @@ def run_here(
             path.write_text(traceback.format_exc(), encoding="utf-8")
             tqdm.write(f"{cell.label}: failed, {failed[cell.id]}", file=sys.stderr)
             overview.end(cell, None)
-            del error
         else:
             if state.is_main_process:
                 results.add(result, times)

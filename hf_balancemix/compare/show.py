@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from hf_balancemix.compare.cells import Cell, cell_id, counted_settings, without_data
 from hf_balancemix.compare.command import Options
+from hf_balancemix.compare.grid import Noise
 from hf_balancemix.compare.results import Line, Results
 from hf_balancemix.messages import mistake
 from hf_balancemix.reports.comparison import Row, tables
@@ -19,29 +20,43 @@ _OF_COLUMN = ("noise", "noise_rate", "seed")
 
 
 def print_tables(results: Results, options: Options, cells: Sequence[Cell]) -> None:
-    """Print the tables of a comparison: of the cells of its grid, or without a grid of all results that are there.
+    """Print the tables of a comparison: of the cells of its grid, or with ``--show`` and no file all that there are.
 
     Raises:
         ValueError: If there are none.
     """
     lines = results.read()
+    if not lines and not options.show:  # every run has failed
+        return
     if not lines:
         raise mistake(
             f"results in {results.path}",
             "an empty file" if results.path.is_file() else "no such file",
             "Run the comparison first, without --show, or name its --output_dir",
         )
-    rows = rows_of_grid(cells, lines) if options.chosen or not options.show else rows_of_file(lines)
-    if not rows:
+    own = [line for line in lines if line["settings"]["data"].get("recipe") == options.recipe.name]
+    if options.from_file or not options.show:
+        rows = rows_of_grid(cells, own)
+    else:
+        rows = rows_of_file([line for line in own if _asked_for(line, options)])
+    if not any(row.runs for row in rows):
         if options.show:
+            found = ", ".join(sorted({str(line["settings"]["data"].get("recipe")) for line in lines}))
             raise mistake(
-                f"results of this grid in {results.path}",
-                f"{len(lines)} of others",
-                "Leave the options of the grid out to see them",
+                f"results in {results.path} that are asked for",
+                f"{len(lines)} others, of {found}",
+                "Ask for fewer things, or give the options that the runs had",
             )
         return
     made = tables(rows, options.layout, options.grid.paper_table)
     tqdm.write("\n\n".join(FORMATS[options.format](table) for table in made))
+
+
+def _asked_for(line: Line, options: Options) -> bool:
+    noise = Noise(line["noise"], line["noise_rate"])
+    return (options.methods is None or line["method"] in options.methods) and (
+        options.noises is None or noise in options.noises
+    )
 
 
 def rows_of_grid(cells: Sequence[Cell], lines: Sequence[Line]) -> list[Row]:

@@ -66,14 +66,13 @@ def main(words: list[str]) -> None:
     for name in commands:
         cell = cells[name]
         _print_to(log_file(requests[0].command.output_dir, cell))
-        tell(name, 0.0)
+        answer(cell=name, begun=True)
         try:
             progress = Report(partial(tell, name))
             result, times = run_cell(cell, jobs[cell.request.data_key], progress)
         except Exception as error:
             traceback.print_exc()
             answer(cell=name, failed=first_line(error))
-            del error
         else:
             answer(cell=name, result=result, times=times)
         forget()

@@ -9,10 +9,18 @@ from hf_balancemix.data.coco import load_coco
 from hf_balancemix.data.deepfashion import load_deepfashion
 from hf_balancemix.data.digits import RARE_CLASSES, load_digits_attributes
 from hf_balancemix.data.folder import load_folder
+from hf_balancemix.data.scenes import load_scenes
 from hf_balancemix.data.voc import DIFFICULT_EVAL, DIFFICULT_TRAIN, load_voc
 from hf_balancemix.data.voc import YEARS as VOC_YEARS
 from hf_balancemix.recipe.command import Recipe
 from hf_balancemix.recipe.defaults import BOOKKEEPING, PAPER
+
+
+@dataclass
+class ScenesArguments:
+    """Options of the scenes."""
+
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with the four files of Fashion-MNIST."})
 
 
 @dataclass
@@ -119,6 +127,40 @@ Needs nothing but the package (the digits come with scikit-learn); runs offline.
             "large_loss_rate": 0.0134,
             "save_strategy": "steps",
             "save_steps": 0.1,
+        },
+    ),
+    "scenes": Recipe(
+        name="scenes",
+        load=load_scenes,
+        data=ScenesArguments,
+        description="""\
+BCE, Mixup and BalanceMix with a pretrained backbone on scenes of clothes: Fashion-MNIST items on coloured canvases.
+
+--data_dir DIR holds the four files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on), 30 MB, of
+https://github.com/zalandoresearch/fashion-mnist. 1,500 training scenes with ten classes, from a half of them down to a
+two-hundredth; 40% of the positives are moved to another class.
+""",
+        defaults={
+            **BOOKKEEPING,
+            "output_dir": "runs/scenes",
+            "methods": ["bce", "mixup", "balancemix"],
+            "noise": "mislabel",
+            "noise_rate": 0.4,
+            "backbone": "tf_efficientnet_lite0.in1k",
+            "image_size": 96,
+            "augmentation": "affine",
+            "cache_images": True,
+            "num_train_epochs": 10,
+            "total_batch_size": 32,
+            "per_device_eval_batch_size": 128,
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4,
+            "lr_scheduler_type": "cosine",
+            "max_grad_norm": 0.0,
+            "warmup_epochs": 2,
+            "large_loss_rate": 0.2,
+            "medium_shot_from": 50,
+            "many_shot_from": 300,
         },
     ),
     "coco": Recipe(

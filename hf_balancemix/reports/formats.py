@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 
 _MISSING = "–"
 _LATEX = {
@@ -78,8 +79,29 @@ class Table:
 
 
 def text(table: Table) -> str:
-    """Align columns for a terminal, where the best are bold; in a file a star marks them."""
+    """Align columns for a terminal, where the best are bold; in a file a star marks them.
+
+    Blocks that do not fit beside one another in a terminal stand below one another.
+    """
     on, off = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "*")
+    lines = _aligned(table, on, off)
+    if sys.stdout.isatty() and max(map(_width, lines)) > shutil.get_terminal_size().columns:
+        lines = [line for part in _parts(table) for line in [*_aligned(part, on, off), ""]][:-1]
+    return "\n".join([table.title, *lines, *([table.note] if table.note else [])])
+
+
+def _parts(table: Table) -> list[Table]:
+    """Return a table for each block of columns."""
+    ends = list(accumulate(count for _, count in table.blocks()))
+    parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    return [
+        replace(table, columns=table.columns[part], rows=tuple((names, values[part]) for names, values in table.rows))
+        for part in parts
+    ]
+
+
+def _aligned(table: Table, on: str, off: str) -> list[str]:
+    """Return the lines of a table with aligned columns, two of them headers where there are blocks."""
     stub = len(table.stub)
     rows = [[_one_line(n) for n in names] + [_shown(v, on, off) for v in values] for names, values in table.rows]
     names = [*table.stub, *(name for _, name in table.columns)]
@@ -94,7 +116,7 @@ def text(table: Table) -> str:
     for row in [names, ["-" * width for width in widths], *rows]:
         padded = (cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(padded).rstrip())
-    return "\n".join([table.title, *lines, *([table.note] if table.note else [])])
+    return lines
 
 
 def markdown(table: Table) -> str:

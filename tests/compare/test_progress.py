@@ -42,6 +42,8 @@ def test_time_left(cells, monkeypatch):
     overview = Overview(cells, steps, Speeds([]), shown=False)
     assert overview.seconds_left() is None
     overview.begin(cells[0])
+    now[0] += 3  # the model is built
+    overview.tell(cells[0], 0.0)
     now[0] += 5
     overview.tell(cells[0], 0.25)  # 20 s in all, so 15 to go; three more of which nothing else is known
     assert overview.seconds_left() == pytest.approx(15 + 3 * 20)
@@ -53,6 +55,12 @@ def test_time_left(cells, monkeypatch):
     overview.begin(cells[2])
     overview.end(cells[2], took(cells[2], 50))
     assert overview.seconds_left() == pytest.approx(50)  # the last is of the slow method
+    resumed = Overview(cells, steps, Speeds([]), shown=False)
+    resumed.begin(cells[0])
+    resumed.tell(cells[0], 0.5)
+    now[0] += 10
+    resumed.tell(cells[0], 0.75)  # a quarter in ten seconds
+    assert resumed.seconds_left() == pytest.approx(10 + 3 * 40)
     together = Overview(cells, steps, Speeds([took(cells[0], 10), took(cells[2], 30)]), at_once=2, shown=False)
     assert together.seconds_left() == pytest.approx((2 * 10 + 2 * 30) / 2)
 

@@ -12,6 +12,8 @@ from hf_balancemix.compare.results import Results
 from tests.compare.test_running import QUICK
 from tests.layouts.folder import write_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
@@ -116,6 +118,7 @@ def test_a_failing_run_keeps_no_other_from_running(compare, capsys, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(running, "train", failing)
         assert [line["method"] for line in compare(*grid, status=1)] == ["mixup"]
+        assert compare("--methods", "bce", "--noises", "flip:0.1", status=1)
     printed = capsys.readouterr()
     assert "mixup" in printed.out
     log = re.search(
@@ -143,6 +146,21 @@ def test_a_torn_last_line_is_dropped_and_its_run_repeated(compare, capsys, tmp_p
     path.write_bytes(b"{}\n" + whole)
     with pytest.raises(ValueError, match="a result in line 1"):
         Results(tmp_path).read()
+
+
+def test_what_a_kill_left_behind_a_result_is_removed(compare, tmp_path):
+    grid = ["--methods", "bce", "--noises", "none"]
+    compare(*grid, "--keep_models")
+    (folder,) = (tmp_path / "cells").iterdir()
+    compare(*grid)
+    assert folder.is_dir()  # a model that was kept stays
+    (folder / "checkpoint-3").mkdir()
+    compare(*grid, "--keep_models")
+    assert [path.name for path in folder.glob("checkpoint-*")] == []
+    (folder / "checkpoint-3").mkdir()
+    folder.with_name("half.done").mkdir()
+    compare(*grid)
+    assert list((tmp_path / "cells").iterdir()) == []
 
 
 def test_only_one_comparison_at_a_time(compare, capsys, tmp_path):

@@ -218,7 +218,13 @@ def test_text(monkeypatch):
     assert lines[4].split() == ["co_teaching", "91.3", "±", "0.3*", "(3)", "[80.0]", "–", "1.0"]
     assert lines[4].rindex("1.0") == lines[5].rindex("2.0*") == lines[2].rindex("0%")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
     assert "\033[1m2.0\033[0m" in FORMATS["text"](TABLE)
+    monkeypatch.setenv("COLUMNS", "50")
+    narrow = FORMATS["text"](TABLE).splitlines()
+    assert [i for i, line in enumerate(narrow) if line.startswith("method")] == [2, 8]
+    assert "20%" in narrow[2]
+    assert "20%" not in narrow[8]
 
 
 def test_markdown():
@@ -326,9 +332,19 @@ def test_show(tmp_path, capsys, monkeypatch):
         assert "Rare" in printed or "rare" in printed
     main([*words, "--layout", "noises"])
     assert "by class group" not in capsys.readouterr().out
+    main([*words, "--methods", "bce", "--num_train_epochs=3"])
+    assert "mixup" not in capsys.readouterr().out
+    for nothing in (
+        ["--methods", "asl"],
+        ["--noises", "flip:0.2"],
+        [f"--config={ROOT / 'recipes' / 'tables' / 'digits.yaml'}"],
+    ):
+        with pytest.raises(SystemExit):
+            main([*words, *nothing])
+        assert "that are asked for, found 2 others, of digits" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main([*words, "--methods", "asl"])
-    assert "results of this grid in" in capsys.readouterr().err
+        main(["voc", *words[1:]])
+    assert "found 2 others, of digits" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["digits", f"--output_dir={tmp_path / 'empty'}", "--show"])
     assert re.search("found no such file. Run the comparison first", capsys.readouterr().err)
