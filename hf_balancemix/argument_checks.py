@@ -86,6 +86,7 @@ def check_method_arguments(args: Any) -> None:
     _in_range("warmup_epochs", args.warmup_epochs, 0, math.inf, "it counts the epochs before refinement starts")
     _in_range("min_fit", args.min_fit, 2, math.inf, "a mixture of two components needs at least two losses")
     _in_range("mixture_separation", args.mixture_separation, 0.0, math.inf, "it is the least Ashman's D; 0 is off")
+    _in_range("mixture_disagreement", args.mixture_disagreement, 0.0, math.inf, "it is a loss in nats; 0 is off")
     for name in ("focal_gamma", "asl_gamma_negative", "asl_gamma_positive"):
         _in_range(name, getattr(args, name), 0.0, math.inf, "it is an exponent; 0 switches the focusing off")
     if args.focal_alpha is not None:

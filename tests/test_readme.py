@@ -11,6 +11,7 @@ from hf_balancemix import BalanceMixTrainingArguments
 from hf_balancemix.cli.predict import add_options
 from hf_balancemix.command_line import RecipeParser
 from hf_balancemix.compare.command import comparison_parser
+from hf_balancemix.modeling.heads import HEADS
 from hf_balancemix.recipe.options import RecipeArguments
 from hf_balancemix.training.methods import METHODS
 from recipes import coco, folder, voc
@@ -57,10 +58,16 @@ def test_the_ten_lines_run(tmp_path, monkeypatch):
 def test_options_methods_and_files_exist():
     fields = BalanceMixTrainingArguments.__dataclass_fields__
     for name in re.findall(r"`(\w+)=", README):
-        assert name in fields or name in ("resume_from_checkpoint",), name
-    table = next(line for line in README.splitlines() if line.startswith("| Mixup, ablation"))
-    for name in re.findall(r"`(?:--method )?(\w+)`", table):
-        assert name in METHODS, name
+        assert name in fields or name in ("resume_from_checkpoint", "trust_remote_code"), name
+    for first in ("| Mixup, ablation", "| compared methods"):
+        row = next(line for line in README.splitlines() if line.startswith(first))
+        for name in re.findall(r"`(?:--method )?(\w+)`", row):
+            assert name in METHODS, name
+    section = README.split("## Methods and heads")[1].split("\n## ")[0]
+    tables = {"method": list(METHODS), "head": list(HEADS)}
+    for flag, names in tables.items():
+        rows = section.split(f"| `--{flag}` |")[1].split("\n\n")[0].splitlines()[2:]
+        assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])) == sorted(names)
     for path in re.findall(r"`((?:method|training|data)/\w+\.py|losses|metrics\.py)`", README):
         assert (ROOT / "hf_balancemix" / path.removesuffix(".py")).with_suffix(".py").is_file(), path
 

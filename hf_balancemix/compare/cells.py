@@ -16,7 +16,6 @@ from hf_balancemix.recipe.options import Plan, RecipeArguments
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.methods import METHODS
-from hf_balancemix.training.multilabel import MultiLabelTrainer
 
 _DEFAULTS = {
     f.name: f.default_factory() if f.default_factory is not MISSING else f.default
@@ -120,8 +119,8 @@ def _unread(settings: Mapping[str, Any]) -> set[str]:
         unread.add("minority_score")
     if method in METHODS:
         ours = METHODS[method].trainer is BalanceMixTrainer
-        if METHODS[method].trainer is MultiLabelTrainer or (ours and settings.get("refinement") == "none"):
-            unread.add("mixture_separation")
+        if not ours or settings.get("refinement") == "none":
+            unread |= {"mixture_separation", "mixture_disagreement"}
         if not (ours and settings.get("refinement") in ("full", "relabelled")):
             unread |= {"relabel_threshold", "relabel_views", "relabel_bn"}
     return unread

@@ -102,6 +102,7 @@ def label_posteriors(
     monotone: bool = False,
     trust_positives: bool = False,
     separation: float = 0.0,
+    disagreement: float = 0.0,
     max_steps: int = 10,
     tolerance: float = 1e-2,
     covariance_floor: float = 5e-4,
@@ -109,8 +110,8 @@ def label_posteriors(
     """Fit the mixture of every class and label value and return the posterior of every given label (Eq. 6–8).
 
     A set is taken as clean as a whole (posterior 1) if it has fewer than `min_fit` finite losses, if these span less
-    than `MIN_RANGE`, if the fitted means end up closer than `MIN_SEPARATION`, or if Ashman's D of the two components,
-    √2·|μ₁ − μ₂| / √(σ₁² + σ₂²), is below `separation`.
+    than `MIN_RANGE`, if the fitted means end up closer than `MIN_SEPARATION`, if Ashman's D of the two components,
+    √2·|μ₁ − μ₂| / √(σ₁² + σ₂²), is below `separation`, or if the larger mean is below `disagreement`.
 
     Args:
         losses: (N, K) loss of each entry against its given label (Eq. 6), from one pass over the whole training set.
@@ -122,6 +123,9 @@ def label_posteriors(
         trust_positives: Take every label 1 as clean, as in data with one annotated positive per image.
         separation: Least Ashman's D of a set that is divided. 0 is the paper, which divides every set; above 2 two
             Gaussians are usually called separate. This package's own variant.
+        disagreement: Least mean loss, in nats and not normalised, of the large-loss component of a set that is
+            divided. 0 is the paper; at ln 2 the model on the whole contradicts the labels of that component. This
+            package's own variant.
         max_steps: Largest number of EM steps.
         tolerance: A set stops once its mean log-likelihood changes by less than this.
         covariance_floor: Added to every variance, in squared normalised loss.
@@ -143,6 +147,7 @@ def label_posteriors(
             monotone=monotone,
             trust_positives=trust_positives,
             separation=separation,
+            disagreement=disagreement,
             max_steps=max_steps,
             tolerance=tolerance,
             covariance_floor=covariance_floor,
@@ -179,6 +184,7 @@ def _fit_chunk(
     monotone: bool,
     trust_positives: bool,
     separation: float,
+    disagreement: float,
     max_steps: int,
     tolerance: float,
     covariance_floor: float,
@@ -193,7 +199,8 @@ def _fit_chunk(
     found = _ordered(_expectation_maximisation(value, member, eligible, max_steps, tolerance, covariance_floor))
     gap = found.means[..., 1] - found.means[..., 0]
     ashman_d = math.sqrt(2) * gap / found.variances.sum(dim=-1).sqrt()
-    fitted = eligible & (gap >= MIN_SEPARATION) & (ashman_d >= separation)
+    larger_mean = low + found.means[..., 1] * (high - low)
+    fitted = eligible & (gap >= MIN_SEPARATION) & (ashman_d >= separation) & (larger_mean >= disagreement)
     posterior, rises = _chunk_posterior(value, positive, member, found, monotone)
     posterior = posterior.masked_fill(~_by_label(fitted, positive), 1.0)
     posterior = posterior.masked_fill(~finite & ~(positive & trust_positives), 0.0)

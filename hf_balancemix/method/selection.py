@@ -15,9 +15,7 @@ SELECTED_ABOVE = 0.5
 """An image is selected if its posterior is above this."""
 
 
-def instance_posteriors(
-    losses: Tensor, *, min_fit: int = 4, monotone: bool = False, separation: float = 0.0
-) -> Tensor:
+def instance_posteriors(losses: Tensor, *, min_fit: int = 4, monotone: bool = False) -> Tensor:
     """Posterior that an image belongs to the small-loss (clean) mode, by a mixture of two Gaussians per network.
 
     The mixtures are those of `label_posteriors`: min–max normalised losses, the same start, steps and floor. Where
@@ -25,9 +23,8 @@ def instance_posteriors(
 
     Args:
         losses: (N, M) loss of every training image under each of M networks, summed over the classes.
-        min_fit: As in `label_posteriors`, like the next two.
+        min_fit: As in `label_posteriors`, like the next one.
         monotone: A larger loss never looks cleaner.
-        separation: Least Ashman's D at which images are divided at all.
 
     Returns:
         (N, M) float64.
@@ -36,7 +33,7 @@ def instance_posteriors(
         ValueError: `losses` is not (N, M) with N ≥ 1, or a loss is NaN or −inf.
     """
     # One label value: each network's losses are one set.
-    fit = label_posteriors(losses, torch.zeros_like(losses), min_fit=min_fit, monotone=monotone, separation=separation)
+    fit = label_posteriors(losses, torch.zeros_like(losses), min_fit=min_fit, monotone=monotone)
     return fit.posterior
 
 

@@ -29,6 +29,7 @@ METHOD_FIELDS = (
     "monotone_posterior",
     "trust_positives",
     "mixture_separation",
+    "mixture_disagreement",
     "loss",
     "class_reduction",
     "focal_gamma",
@@ -222,6 +223,11 @@ class BalanceMixTrainingArguments(TrainingArguments):
         0.0,
         "Regard a whole (class, label) set as clean unless its two loss modes are separated by at least this Ashman's "
         "D; 0 is the paper, above 0 is this package's own variant.",
+    )
+    mixture_disagreement: float = _option(
+        0.0,
+        "Regard a whole (class, label) set as clean unless its large-loss mode has at least this mean loss; 0 is the "
+        "paper, 0.69 (ln 2: the model contradicts those labels) is this package's own variant.",
     )
 
     def __post_init__(self) -> None:

@@ -100,6 +100,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
                 monotone=args.monotone_posterior,
                 trust_positives=args.trust_positives,
                 separation=args.mixture_separation,
+                disagreement=args.mixture_disagreement,
             )
             state.posterior = fit.posterior.float()
             non_monotone = int(fit.non_monotone.sum())

@@ -127,9 +127,7 @@ class CoTeachingTrainer(MultiLabelTrainer):
         logits = predict_views(self, clean=True, augmented=0, epoch=epoch, predict=self._both_logits)[:, 0]
         if self.is_world_process_zero():
             losses = torch.stack([label_losses(part, state.labels).sum(dim=1) for part in logits.unbind(dim=1)], dim=1)
-            posteriors = instance_posteriors(
-                losses, min_fit=args.min_fit, monotone=args.monotone_posterior, separation=args.mixture_separation
-            )
+            posteriors = instance_posteriors(losses, min_fit=args.min_fit, monotone=args.monotone_posterior)
             state.instance_posterior = posteriors.float()
             probs = logits.sigmoid()
             state.probs = probs.mean(dim=1) if args.evaluated_network == "mean" else probs[:, 0]

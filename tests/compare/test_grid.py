@@ -252,7 +252,7 @@ def test_what_identifies_a_run():
         {"method": "balancemix", "second_sampler": "minority", "relabel_threshold": 0.55},
         {"method": "balancemix", "second_sampler": "minority", "mixture_separation": 2.5},
         {"method": "balancemix", "second_sampler": "minority", "refinement": "none"},
-        {"method": "co_teaching", "mixture_separation": 2.5},
+        {"method": "balancemix", "second_sampler": "minority", "mixture_disagreement": 0.69},
         {"method": "co_teaching", "evaluated_network": "mean"},
     ]
     ids = [cell_id(settings(**change)) for change in others]

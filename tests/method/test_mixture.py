@@ -368,3 +368,21 @@ def test_sets_that_are_not_fitted_do_not_disturb_the_others():
 def test_wrong_inputs_are_refused(losses, labels, message):
     with pytest.raises(ValueError, match=message):
         label_posteriors(torch.tensor(losses), torch.tensor(labels))
+
+
+def test_disagreement_is_the_mean_loss_of_the_large_component():
+    """The same sets at another scale: normalised they are equal, in nats they are not."""
+    torch.manual_seed(0)
+    small, large = 0.05 + 0.01 * torch.randn(80).abs(), 0.9 + 0.02 * torch.randn(20)
+    base = torch.cat([small, large])
+    losses = torch.stack([base, base / 2], dim=1)  # large means about 0.9 and 0.45
+    labels = torch.zeros(100, 2)
+    plain, tested = label_posteriors(losses, labels), label_posteriors(losses, labels, disagreement=math.log(2))
+    assert plain.fitted[0].tolist() == [True, True]
+    assert tested.fitted[0].tolist() == [True, False]
+    assert torch.equal(tested.posterior[:, 0], plain.posterior[:, 0])
+    assert bool((tested.posterior[:, 1] == 1).all())
+    mean = float(large.double().mean())
+    for factor, fitted in ((0.99, True), (1.01, False)):
+        found = label_posteriors(losses[:, :1], labels[:, :1], disagreement=factor * mean)
+        assert bool(found.fitted[0, 0]) is fitted

@@ -80,7 +80,6 @@ def test_posteriors_are_those_of_scikit_learn():
         (torch.full((40,), 2.0), {}),  # no spread
         (torch.arange(3.0), {}),  # too few
         (torch.arange(40.0), {"min_fit": 41}),
-        (torch.rand(40, generator=torch.Generator().manual_seed(0)), {"separation": 9.0}),
     ],
 )
 def test_where_nothing_separates_all_are_selected(losses, options):
