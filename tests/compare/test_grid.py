@@ -14,7 +14,7 @@ PRESETS = sorted((ROOT / "recipes" / "tables").glob("*.yaml"))
 # Runs of each, counted by hand: methods × noises × seeds.
 RUNS = {
     "digits": 9 * (2 * 3 + 4),
-    "digits_ablation": 7 * (2 * 3 + 4) + (2 * 3 + 4),
+    "digits_ablation": 7 * (2 * 3 + 4) + 2 * (2 * 3 + 4) + 1,
     "digits_scores": 2 * 3 * 3,
     "table1": 7 * 3 * 3,
     "table2": 7 * 3 * 3,

@@ -509,6 +509,16 @@ def test_a_checkpoint_without_a_second_network(tmp_path):
     trainer = make(tmp_path, save_strategy="epoch")
     before = copy.deepcopy(trainer.model.state_dict())
     checkpoint = str(tmp_path / f"checkpoint-{STEPS}")
-    parts = ("Expected a checkpoint of co-teaching", f"{SECOND_NETWORK}/", checkpoint, "another method", "new run")
+    parts = (checkpoint, "optimiser of 1 network(s), this method trains 2", "new run")
     tiny.refused(ValueError, parts, trainer.train, checkpoint)
     assert tiny.same_weights(trainer.model.state_dict(), before)
+    parts = ("Expected a checkpoint of co-teaching", f"{SECOND_NETWORK}/", checkpoint, "another method", "new run")
+    tiny.refused(ValueError, parts, trainer.model.load_weights, checkpoint)
+
+
+def test_a_checkpoint_of_co_teaching_with_another_method(tmp_path):
+    make(tmp_path, save_strategy="epoch").train()
+    args = tiny.arguments(tmp_path, second_sampler="batch", save_strategy="epoch")
+    trainer = MultiLabelTrainer(tiny.tiny_vit(seed=5), args, train_dataset=TRAIN, processing_class=tiny.processor())
+    parts = ("optimiser of 2 network(s), this method trains 1", "another `output_dir`")
+    tiny.refused(ValueError, parts, trainer.train, str(tmp_path / f"checkpoint-{STEPS}"))
