@@ -170,9 +170,9 @@ def check_resume(
             f"{saved_run.get('steps_per_epoch')} (batch size, accumulation and `dataloader_drop_last` decide): the "
             "position within the epoch would be lost"
         )
-    wrong += [  # the optimiser's state would not fit
+    wrong += [  # weights or the optimiser's state would not fit
         f"`{name}` was {saved_run[name]!r}, is now {run[name]!r}"
-        for name in ("one_cycle", "weight_decay_on")
+        for name in ("one_cycle", "weight_decay_on", "head")
         if saved_run.get(name, run[name]) != run[name]
     ]
     if saved_run.get("networks", 1) != run["networks"]:

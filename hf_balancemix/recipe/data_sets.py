@@ -240,6 +240,7 @@ test. Labels may be names, ids, multi-hot, one 0/1 column per class or text such
             "output_dir": "runs/folder",
             "total_batch_size": 32,
             "num_train_epochs": 20,
+            "large_loss_rate": 0.1,
             "warmup_epochs": 5,
             "learning_rate": 1e-4,
             "weight_decay": 0.05,

@@ -293,7 +293,7 @@ def noise_rate(options: RecipeArguments) -> float | None:
 
 def same_comparison(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Say whether two runs may stand in one table: alike but for method, seed and what defines the method."""
-    free = {"method", "seed", *(name for method in METHODS.values() for name in method.options)}
+    free = {"method", "seed", *METHODS[first["method"]].options, *METHODS[second["method"]].options}
     return {k: v for k, v in first.items() if k not in free} == {k: v for k, v in second.items() if k not in free}
 
 

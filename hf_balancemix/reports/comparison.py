@@ -101,8 +101,9 @@ def _last(run: Run, group: str) -> float | None:
 
 def _best(run: Run, group: str) -> float | None:
     """Return mAP at the best epoch, of the averaged weights too where there are any."""
-    maps = [value for epoch in run["epochs"] for key, value in epoch.items() if key == "map" or key.endswith("_map")]
-    return max(maps, default=None)
+    if group != "all":  # not kept by epoch
+        return None
+    return max((epoch[key] for epoch in run["epochs"] for key in ("map", "ema_map") if key in epoch), default=None)
 
 
 def _value(

@@ -164,7 +164,7 @@ class CoTeachingTrainer(MultiLabelTrainer):
             self._trained_rows,
             self.images_per_step(),
             self._used_rows(),
-            mixed=self.args.second_sampler == "batch",
+            mixed=self._mixes(),
         )
 
     def _pair_dataset(self, images: ImageRows) -> PairDataset:
@@ -195,13 +195,14 @@ class CoTeachingTrainer(MultiLabelTrainer):
         """Return mixed images, labels, rows, λ and weights of what one network learns from in this batch."""
         members = inputs["index"].shape[1] // 2
         own = slice(network * members, (network + 1) * members)
-        index, pixels, mix_lambda = inputs["index"][:, own], inputs["pixel_values"][:, own, 0], inputs["mix_lambda"]
+        index, pixels = inputs["index"][:, own], inputs["pixel_values"][:, own, 0]
+        mix_lambda = self._mix_lambda({"mix_lambda": inputs["mix_lambda"][:, network]})
         weights = torch.ones(len(index)) if self._weights is None else self._weights[network][index[:, 0].cpu()]
         # Images that are not learned from stay out of batch norm. It needs two, and DDP a gradient: if fewer are left,
         # others fill up with weight 0.
         wanted = max(int((weights > 0).sum()), min(2, len(weights)))
         kept = (weights > 0).int().argsort(descending=True, stable=True)[:wanted].to(pixels.device)
-        index, pixels, mix_lambda = index[kept], pixels[kept], mix_lambda[kept, network]
+        index, pixels, mix_lambda = index[kept], pixels[kept], mix_lambda[kept]
         return {
             "pixels": pixels[:, 0] if members == 1 else mix(pixels[:, 0], pixels[:, 1], mix_lambda),
             "labels": self._given_labels(index).to(pixels.device),

@@ -19,20 +19,23 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-_BATCH = "batch"  # plain Mixup, as all baselines of the paper but BCE have it
+_MIXUP = {"second_sampler": "batch"}  # plain Mixup, as all baselines of the paper but BCE have it
+_RANDOM, _MINORITY = {"second_sampler": "random"}, {"second_sampler": "minority"}
+_BCE = {"loss": "bce"}
 METHODS: dict[str, Method] = {
-    "bce": Method(MultiLabelTrainer, {"second_sampler": "none"}),
-    "focal": Method(MultiLabelTrainer, {"loss": "focal", "second_sampler": _BATCH}),
-    "asl": Method(MultiLabelTrainer, {"loss": "asl", "second_sampler": _BATCH}),
-    "ll_r": Method(MultiLabelTrainer, {"loss": "ll_r", "second_sampler": _BATCH}),
-    "ll_ct": Method(MultiLabelTrainer, {"loss": "ll_ct", "second_sampler": _BATCH}),
-    "t_estimator": Method(TEstimatorTrainer, {"loss": "bce", "second_sampler": _BATCH}),
-    "co_teaching": Method(CoTeachingTrainer, {"loss": "bce", "second_sampler": _BATCH}),
+    "bce": Method(MultiLabelTrainer, {**_BCE, "second_sampler": "none"}),
+    "focal": Method(MultiLabelTrainer, {**_MIXUP, "loss": "focal"}),
+    "asl": Method(MultiLabelTrainer, {**_MIXUP, "loss": "asl"}),
+    "ll_r": Method(MultiLabelTrainer, {**_MIXUP, "loss": "ll_r"}),
+    "ll_ct": Method(MultiLabelTrainer, {**_MIXUP, "loss": "ll_ct"}),
+    "co_teaching": Method(CoTeachingTrainer, {**_MIXUP, **_BCE}),
+    "t_estimator": Method(TEstimatorTrainer, {**_MIXUP, **_BCE}),
     # The steps of the paper's Tables 5 and 13, each adding to the one before.
-    "mixup": Method(BalanceMixTrainer, {"second_sampler": "random", "refinement": "none"}),
-    "minority": Method(BalanceMixTrainer, {"refinement": "none"}),
-    "clean": Method(BalanceMixTrainer, {"refinement": "clean"}),
-    "relabelled": Method(BalanceMixTrainer, {"refinement": "relabelled"}),
-    "balancemix_no_minority": Method(BalanceMixTrainer, {"second_sampler": "random"}),
-    "balancemix": Method(BalanceMixTrainer),
+    "mixup": Method(BalanceMixTrainer, {**_RANDOM, **_BCE, "refinement": "none"}),
+    "minority": Method(BalanceMixTrainer, {**_MINORITY, **_BCE, "refinement": "none"}),
+    "clean": Method(BalanceMixTrainer, {**_MINORITY, **_BCE, "refinement": "clean"}),
+    "relabelled": Method(BalanceMixTrainer, {**_MINORITY, **_BCE, "refinement": "relabelled"}),
+    "balancemix_no_minority": Method(BalanceMixTrainer, {**_RANDOM, "refinement": "full"}),
+    # Its loss may be another one (`--loss asl`), as for the paper's Table 6.
+    "balancemix": Method(BalanceMixTrainer, {**_MINORITY, "refinement": "full"}),
 }

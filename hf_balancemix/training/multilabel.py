@@ -165,8 +165,12 @@ class MultiLabelTrainer(ResumableTrainer):
         return int(self.state.epoch or 0)
 
     def _train_sampler(self, dataset: Any) -> PairSampler:
-        second = "batch" if self.args.second_sampler == "batch" else None
+        second = "batch" if self._mixes() else None
         return PairSampler(len(dataset), self.args.seed, self._epoch, second, batch_size=self.images_per_step())
+
+    def _mixes(self) -> bool:
+        """Whether images are mixed with others of their batch."""
+        return self.args.second_sampler == "batch" and self.args.mix_alpha > 0
 
     def _pair_dataset(self, images: ImageRows) -> PairDataset:
         return PairDataset(images, self.transform, self.args.mix_alpha, folded=False)
@@ -240,7 +244,10 @@ class MultiLabelTrainer(ResumableTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return Eq. 1 on a batch. ``num_items_in_batch`` is not used: the loss is a mean over the batch's images."""
+        """Return the method's loss on a training batch, BCE (Eq. 1) on one of an evaluation.
+
+        ``num_items_in_batch`` is not used: the loss is a mean over the batch's images.
+        """
         if "index" not in inputs:
             logits, targets = self._logits(model, inputs["pixel_values"]), inputs["labels"]
             counted = targets >= 0  # -1: left out of the evaluation

@@ -54,9 +54,15 @@ class ResumableTrainer(Trainer):
             "images_per_step": self.images_per_step(),
             "steps_per_epoch": self.steps_per_epoch(),
             "networks": self.networks,
+            "head": self._head(),
             "noise": noise_of(self.train_dataset),
             **args.method_settings(),
         }
+
+    def _head(self) -> list[Any]:
+        """Return what tells one head from another."""
+        config = self.model.config
+        return [config.model_type, *(getattr(config, name, None) for name in ("head", "head_options"))]
 
     def train(
         self,

@@ -125,7 +125,6 @@ class TEstimatorTrainer(MultiLabelTrainer):
             self.model.load_state_dict(self._best_weights)
             self.optimizer.state.clear()
             self.average.start()
-            self.average.start()
             self._best_weights = None
         state.prepared_epoch = epoch
         self.log(measured | {"refresh_seconds": round(time.perf_counter() - start, 3)})
@@ -160,7 +159,8 @@ class TEstimatorTrainer(MultiLabelTrainer):
         assert state.loss_sum is not None
         assert state.best_probs is not None
         labels = state.labels[training]
-        selected = label_posteriors(state.loss_sum[training], labels).posterior > 0.5
+        options = {"min_fit": self.args.min_fit, "monotone": self.args.monotone_posterior}
+        selected = label_posteriors(state.loss_sum[training], labels, **options).posterior > 0.5
         fit = estimate_transition(labels, selected, state.best_probs[training], self.args.transition_choice)
         state.transition = fit.transition
         state.loss_sum = state.best_loss = state.best_probs = None
