@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import timm
 import torch
 from huggingface_hub import constants
@@ -218,10 +219,24 @@ def _wrong_size(backbone: str, image_size: int, error: Exception) -> ImageSizeEr
     )
 
 
-def squash_processor(size: int, mean: Sequence[float], std: Sequence[float]) -> ViTImageProcessor:
-    """Return a processor that squashes to a square, as the paper and the ML-Decoder and ASL scripts do."""
+def squash_processor(
+    size: int, mean: Sequence[float], std: Sequence[float], interpolation: str | int | None = None
+) -> ViTImageProcessor:
+    """Return a processor that squashes to a square, as the paper and the ML-Decoder and ASL scripts do.
+
+    Args:
+        size: Side of the square in pixels.
+        mean: Of each channel.
+        std: Of each channel.
+        interpolation: The backbone's own, by timm's name or Pillow's number; bilinear unless known.
+    """
+    known = {method.name.lower(): method for method in PIL.Image.Resampling}
+    method = known.get(interpolation, 2) if isinstance(interpolation, str) else interpolation
     return ViTImageProcessor(
-        size={"height": size, "width": size}, resample=2, image_mean=list(mean), image_std=list(std)
+        size={"height": size, "width": size},
+        resample=int(2 if method is None else method),
+        image_mean=list(mean),
+        image_std=list(std),
     )
 
 

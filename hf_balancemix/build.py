@@ -99,7 +99,7 @@ def build_model(
     if not complete:
         if isinstance(processor, TimmWrapperImageProcessor):  # which transformers loads with timm's own class only
             cfg = processor.data_config
-            processor = squash_processor(cfg["input_size"][-1], cfg["mean"], cfg["std"])
+            processor = squash_processor(cfg["input_size"][-1], cfg["mean"], cfg["std"], cfg["interpolation"])
         size = processor(PIL.Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].shape[-1]
         model = BalanceMixForImageClassification.from_backbone(model, class_names, size, head, options)
     if word_vectors is not None:
@@ -191,7 +191,8 @@ def _from_hub(
         return model, processor, kept
     if model.config.model_type == "timm_wrapper":
         return model, timm_processor(model.config, image_size), kept
-    return model, squash_processor(image_size, processor.image_mean, processor.image_std), kept
+    own = getattr(processor, "resample", None)
+    return model, squash_processor(image_size, processor.image_mean, processor.image_std, own), kept
 
 
 def _head_of(config: Any) -> str | None:

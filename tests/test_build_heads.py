@@ -260,3 +260,14 @@ def test_a_size_that_the_backbone_does_not_take(tmp_path):
         tiny.refused(ImageSizeError, ("takes, found 96", "64"), build_model, folder, tiny.NAMES, 96, head=head)
     assert usable_image_size(folder, 96) is None
     assert usable_image_size(folder, 64) == 64
+
+
+def test_the_head_does_not_change_how_a_picture_is_resized():
+    """This backbone's own interpolation is bicubic."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    seen = []
+    for head in ("linear", "ml_decoder"):
+        _, processor = build_model("mobilenetv3_small_050.lamb_in1k", tiny.NAMES, 64, pretrained=False, head=head)
+        transform = ImageTransform(processor)
+        seen.append(transform.finish(transform.resize([picture])))
+    assert float((seen[0] - seen[1]).abs().max()) < 0.05  # a rounding step of 1/255 over the standard deviation

@@ -180,11 +180,21 @@ def comparison_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="Run N at a time, each on a GPU of its own if there are.",
     )
-    add("--dry_run", action="store_true", help="Only say what would be run, and the steps, disk and hours it takes.")
+    add(
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="Only say what would be run, and the steps, disk and hours it takes.",
+    )
     add("--show", action="store_true", help="Only print the tables of the results that are there; needs no data.")
     add("--format", choices=tuple(FORMATS), default="text", help="Of the tables [text].")
     add("--layout", choices=tuple(LAYOUTS), help="Of the tables; all that there are runs for unless set.")
-    add("--keep_models", action="store_true", help="Keep the model of every run; else only its results stay.")
+    add(
+        "--keep_models",
+        "--keep-models",
+        action="store_true",
+        help="Keep the model of every run; else only its results stay.",
+    )
     add("-h", "--help", action="store_true", help="Show this, and with a DATASET the options of its recipe.")
     add("--help-all", action="store_true", help="The same with all options of the Trainer.")
     return parser

@@ -133,12 +133,15 @@ def result_line(settings: Line, record: Line, training: Line) -> Line:
 
 
 def _thinned(epochs: Sequence[Line]) -> list[Line]:
-    """Keep mAP of every epoch, and the rest at each twentieth of the run; nothing that differs from run to run."""
+    """Keep mAP of every epoch, and the rest at each twentieth of the run; nothing that differs from run to run.
+
+    In one order: the entries of a resumed run come back from a checkpoint, whose file has its own.
+    """
     kept = {-(-len(epochs) * part // _PARTS) for part in range(1, _PARTS + 1)}
     return [
         {
             key: value
-            for key, value in epoch.items()
+            for key, value in sorted(epoch.items())
             if not key.endswith("seconds") and (number in kept or key == "epoch" or "map" in key)
         }
         for number, epoch in enumerate(epochs, start=1)

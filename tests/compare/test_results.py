@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from hf_balancemix.compare import main
 from hf_balancemix.compare import run as running
-from hf_balancemix.compare.results import Results
+from hf_balancemix.compare.results import Results, _thinned
 from tests.compare.test_running import QUICK
 from tests.layouts.folder import write_folder
 
@@ -53,6 +53,14 @@ def test_a_line(compare, tmp_path):
     assert times["cell"] == line["cell"]
     assert times["seconds"] > 0
     assert times["steps"] == 12
+
+
+def test_a_resumed_run_has_its_numbers_in_the_same_order():
+    """Those from before the resume come from a checkpoint's file, which sorts them."""
+    plain = [{"epoch": 1.0, "map": 50.0, "sampling_max": 2.0, "effective_sample_share": 0.5, "refresh_seconds": 3.0}]
+    resumed = [dict(sorted(plain[0].items()))]
+    assert json.dumps(_thinned(plain)) == json.dumps(_thinned(resumed))
+    assert set(_thinned(plain)[0]) == {"epoch", "map", "sampling_max", "effective_sample_share"}
 
 
 def test_finished_runs_are_kept_and_a_changed_setting_is_a_new_run(compare, capsys):
