@@ -7,6 +7,7 @@ not depend on how a batch is split (huggingface/transformers#47688 does for the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from hf_balancemix.losses.functional import (
 )
 
 
-class _Loss(nn.Module):
+class _Loss(nn.Module, ABC):
     """Reduces the entries of a loss as Eq. 1 does, over the batch or over the whole optimiser step."""
 
     def __init__(self, class_reduction: str = "sum") -> None:
@@ -31,9 +32,9 @@ class _Loss(nn.Module):
             raise ValueError(f"Expected `class_reduction` to be one of {CLASS_REDUCTIONS}, found {class_reduction!r}.")
         self.class_reduction = class_reduction
 
+    @abstractmethod
     def entries(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the (B, K) losses."""
-        raise NotImplementedError
 
     def forward(
         self, outputs: Any, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | int | None = None

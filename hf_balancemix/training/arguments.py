@@ -15,6 +15,22 @@ RELABEL_VIEWS = ("step", "epoch", "reuse")
 WEIGHT_DECAY_ON = ("weights", "all", "matrices")
 SECOND_SAMPLERS = ("minority", "random", "batch", "none")
 EVALUATED_NETWORKS = ("first", "mean")
+# What only other methods than BalanceMix read, and what only their training scripts switch on.
+FIELDS_OF_OTHERS = (
+    "focal_gamma",
+    "focal_alpha",
+    "asl_gamma_negative",
+    "asl_gamma_positive",
+    "asl_margin",
+    "asl_detach",
+    "large_loss_rate",
+    "evaluated_network",
+    "transition_choice",
+    "validation_fraction",
+    "cutout",
+    "ema_decay",
+    "one_cycle",
+)
 METHOD_FIELDS = (
     "second_sampler",
     "minority_score",
@@ -32,38 +48,9 @@ METHOD_FIELDS = (
     "mixture_disagreement",
     "loss",
     "class_reduction",
-    "focal_gamma",
-    "focal_alpha",
-    "asl_gamma_negative",
-    "asl_gamma_positive",
-    "asl_margin",
-    "asl_detach",
-    "large_loss_rate",
-    "evaluated_network",
-    "transition_choice",
-    "validation_fraction",
     "augmentation",
-    "cutout",
-    "ema_decay",
     "weight_decay_on",
-    "one_cycle",
-)
-
-# What only other methods than BalanceMix read, and what only their training scripts switch on.
-FIELDS_OF_OTHERS = (
-    "focal_gamma",
-    "focal_alpha",
-    "asl_gamma_negative",
-    "asl_gamma_positive",
-    "asl_margin",
-    "asl_detach",
-    "large_loss_rate",
-    "evaluated_network",
-    "transition_choice",
-    "validation_fraction",
-    "cutout",
-    "ema_decay",
-    "one_cycle",
+    *FIELDS_OF_OTHERS,
 )
 
 
