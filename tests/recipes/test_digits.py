@@ -205,7 +205,7 @@ def test_a_mistake_is_one_line(tmp_path, capsys, options, message):
         ["--method", "mixup", "--num_train_epochs", "2"],
         ["--method", "mixup", "--num_train_epochs", "2", "--refinement", "none"],
         ["--method", "balancemix", "--num_train_epochs", "2", "--max_steps", "9"],
-        ["--method", "balancemix", "--num_train_epochs", "2", "--refinement", "none"],
+        ["--method", "minority", "--num_train_epochs", "2"],
     ],
 )
 def test_what_the_options_allow_is_not_refused(tmp_path, options):
