@@ -30,6 +30,7 @@ FIELDS_OF_OTHERS = (
     "cutout",
     "ema_decay",
     "one_cycle",
+    "channels_last",
 )
 METHOD_FIELDS = (
     "second_sampler",
@@ -114,6 +115,11 @@ class BalanceMixTrainingArguments(TrainingArguments):
         False,
         "One-cycle learning rate as in the ML-Decoder and ASL scripts: up to learning_rate in the first fifth of the "
         "steps, then down to nearly 0; takes the place of lr_scheduler_type.",
+    )
+    channels_last: bool = _option(
+        False,
+        "Keep the weights of convolutions with the channels last: faster for most convolutional networks, on GPUs with "
+        "mixed precision above all. The results differ by rounding.",
     )
     ema_decay: float = _option(
         0.0,

@@ -81,7 +81,7 @@ class CoTeachingTrainer(MultiLabelTrainer):
 
     def call_model_init(self, trial: Any = None) -> NetworkPair:
         """Return a new pair, for each run of a hyperparameter search."""
-        return _pair(super().call_model_init(trial), None, self.args)
+        return self._order_channels(_pair(super().call_model_init(trial), None, self.args))
 
     def _load_weights(self, checkpoint: str | None) -> bool:
         if checkpoint is None:

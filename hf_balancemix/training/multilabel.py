@@ -99,6 +99,7 @@ class MultiLabelTrainer(ResumableTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        self._order_channels(self.model)
         self._name_classes()
         self.average = WeightAverage(self)
         self._train_images: ImageRows | None = None
@@ -290,6 +291,13 @@ class MultiLabelTrainer(ResumableTrainer):
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Return the parameters with weight decay, by ``args.weight_decay_on``."""
         return decay_parameter_names(model, self.args.weight_decay_on, super().get_decay_parameter_names(model))
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """Build the model anew, its weights ordered as ``args.channels_last`` says."""
+        return self._order_channels(super().call_model_init(trial))
+
+    def _order_channels(self, model: Any) -> Any:
+        return model.to(memory_format=torch.channels_last) if self.args.channels_last else model
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return the schedule of the learning rate: a single cycle if ``args.one_cycle``, else the Trainer's."""
