@@ -159,6 +159,7 @@ two-hundredth; 40% of the positives are moved to another class.
             "max_grad_norm": 0.0,
             "warmup_epochs": 2,
             "large_loss_rate": 0.2,
+            "channels_last": True,
             "medium_shot_from": 50,
             "many_shot_from": 300,
         },
