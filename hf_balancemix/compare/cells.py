@@ -9,19 +9,27 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from hf_balancemix.compare.grid import Block, Grid, Noise
+from hf_balancemix.data.coco import find_coco, load_coco
+from hf_balancemix.recipe import RECIPES
 from hf_balancemix.recipe.command import Command, Recipe, read_command
 from hf_balancemix.recipe.job import Job, load_job
 from hf_balancemix.recipe.main import fit_image_size
 from hf_balancemix.recipe.options import Plan, RecipeArguments
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
+from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.methods import METHODS
+from hf_balancemix.training.t_estimator import TEstimatorTrainer
 
-_DEFAULTS = {
+# The value of each option of which nothing is said.
+OPTION_DEFAULTS = {
     f.name: f.default_factory() if f.default_factory is not MISSING else f.default
     for kind in (BalanceMixTrainingArguments, RecipeArguments)
     for f in fields(kind)
     if f.default is not MISSING or f.default_factory is not MISSING
+}
+_WARMUP = {
+    recipe.name: recipe.defaults.get("warmup_epochs", OPTION_DEFAULTS["warmup_epochs"]) for recipe in RECIPES.values()
 }
 _OF_LOSS = {
     "focal": ("focal_gamma", "focal_alpha"),
@@ -29,6 +37,10 @@ _OF_LOSS = {
     "ll": ("large_loss_rate",),
 }
 _OF_METHOD = {"co_teaching": ("evaluated_network",), "t_estimator": ("transition_choice", "validation_fraction")}
+# What fits mixtures to losses reads, and refinement beside it.
+_OF_MIXTURES = ("warmup_epochs", "min_fit", "monotone_posterior")
+_OF_REFINEMENT = ("trust_positives", "mixture_separation", "mixture_disagreement")
+_OF_RELABELLING = ("relabel_threshold", "relabel_views", "relabel_bn")
 
 
 @dataclass(frozen=True)
@@ -88,20 +100,24 @@ def counted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     Options at their defaults and options that the method never reads do not count: results stay valid when a later
     version adds an option, or a recipe another default that is not about their method.
     """
-    unread = _unread(settings)
+    unread = unread_options(settings)
+    said = {name: value for name, value in settings.items() if name not in unread}
+    if "warmup_epochs" in unread:
+        # It once counted for every method. Where it is not read the recipe's own counts: ids stay as they were.
+        said["warmup_epochs"] = _WARMUP.get(settings["data"].get("recipe"), OPTION_DEFAULTS["warmup_epochs"])
     counted = {
-        name: _canonical(value)
-        for name, value in settings.items()
-        if name not in unread and not (name in _DEFAULTS and _canonical(value) == _canonical(_DEFAULTS[name]))
+        name: canonical(value)
+        for name, value in said.items()
+        if not (name in OPTION_DEFAULTS and canonical(value) == canonical(OPTION_DEFAULTS[name]))
     }
     # These say what was run, even where they are defaults.
-    return counted | {name: _canonical(settings.get(name)) for name in ("method", "noise", "noise_rate", "seed")}
+    return counted | {name: canonical(settings.get(name)) for name in ("method", "noise", "noise_rate", "seed")}
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """Return the same for 150, 150.0 and "150": where an option came from does not matter."""
     if isinstance(value, Mapping):
-        return {key: _canonical(item) for key, item in value.items()}
+        return {key: canonical(item) for key, item in value.items()}
     if isinstance(value, bool) or value is None:
         return str(value)
     try:
@@ -110,19 +126,25 @@ def _canonical(value: Any) -> Any:
         return str(value)
 
 
-def _unread(settings: Mapping[str, Any]) -> set[str]:
-    """Return the options that a run with these settings never reads."""
+def unread_options(settings: Mapping[str, Any]) -> set[str]:
+    """Return the options that a run with these settings never reads, but for those that its method is defined by."""
     method, loss = settings["method"], str(settings.get("loss", "bce"))
+    sampler = settings.get("second_sampler")
     unread = {name for key, names in _OF_LOSS.items() if key != loss.split("_")[0] for name in names}
     unread |= {name for key, names in _OF_METHOD.items() if key != method for name in names}
-    if settings.get("second_sampler") != "minority":
-        unread.add("minority_score")
+    unread |= set() if sampler == "minority" else {"minority_score"}
+    unread |= {"mix_alpha", "mix_lambda_per"} if sampler == "none" else set()
     if method in METHODS:
-        ours = METHODS[method].trainer is BalanceMixTrainer
-        if not ours or settings.get("refinement") == "none":
-            unread |= {"mixture_separation", "mixture_disagreement"}
-        if not (ours and settings.get("refinement") in ("full", "relabelled")):
-            unread |= {"relabel_threshold", "relabel_views", "relabel_bn"}
+        trainer = METHODS[method].trainer
+        ours = trainer is BalanceMixTrainer
+        refinement = settings.get("refinement") if ours else "none"
+        unread |= set() if ours else {"refinement"}
+        if refinement == "none":
+            unread |= set(_OF_REFINEMENT)
+            if trainer not in (CoTeachingTrainer, TEstimatorTrainer):
+                unread |= set(_OF_MIXTURES)
+        if refinement not in ("full", "relabelled"):
+            unread |= set(_OF_RELABELLING)
     return unread
 
 
@@ -145,7 +167,7 @@ def read_requests(recipe: Recipe, grid: Grid, words: Sequence[str], output_dir: 
                 own = ["--output_dir", output_dir, "--method", method, *noise.words, "--seeds", str(block.seeds)]
                 options = [*block.words, *block.method_words.get(method, ()), *words]
                 try:
-                    command = read_command(recipe, [*own, "--resume", *options])
+                    command = read_command(recipe, [*own, "--resume=true", *options])
                 except ValueError as error:
                     raise ValueError(f"{error} (asked for{block.place})" if block.place else str(error)) from error
                 requests.append(Request(block, noise, command))
@@ -168,9 +190,15 @@ def _fit_image_sizes(requests: Sequence[Request]) -> None:
 
 
 def load_jobs(recipe: Recipe, requests: Sequence[Request]) -> dict[str, Job]:
-    """Load the data of all requests, each only once, by ``Request.data_key``."""
+    """Load the data of all requests, each only once, by ``Request.data_key``.
+
+    What was left to be found, COCO's year, is noted in the requests: another folder holds another one.
+    """
     jobs: dict[str, Job] = {}
     for request in requests:
+        data = request.command.data
+        if recipe.load is load_coco:
+            data["year"] = find_coco(data["data_dir"], data["year"])[1]
         if request.data_key not in jobs:
             jobs[request.data_key] = load_job(recipe, request.command)
     return jobs
@@ -199,6 +227,11 @@ def once(cells: Sequence[Cell]) -> list[Cell]:
     return list({cell.id: cell for cell in reversed(cells)}.values())[::-1]
 
 
-def without_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings but for the digest of the data: what is known before data are read."""
-    return {**settings, "data": {k: v for k, v in settings["data"].items() if k != "digest"}}
+def lookup_ids(settings: Mapping[str, Any]) -> list[str]:
+    """Return the ids by which a run is found before its data are read: with all that its data's options say, or less.
+
+    Neither the digest is known then nor, unless it was given, COCO's year.
+    """
+    data = {key: value for key, value in settings["data"].items() if key != "digest"}
+    less = data | {"year": None} if "year" in data else data
+    return list(dict.fromkeys(cell_id({**settings, "data": known}) for known in (data, less)))

@@ -15,13 +15,15 @@ from hf_balancemix.compare.grid import (
     Noise,
     check_methods,
     default_grid,
+    find_grid,
     parse_noise,
+    presets,
     read_grid,
     restrict,
 )
 from hf_balancemix.messages import mistake, nearest
 from hf_balancemix.recipe import RECIPES, Recipe
-from hf_balancemix.recipe.command import read_command, recipe_parser
+from hf_balancemix.recipe.command import recipe_parser
 from hf_balancemix.reports.comparison import LAYOUTS
 from hf_balancemix.reports.formats import FORMATS
 
@@ -29,7 +31,7 @@ DESCRIPTION = "Compare methods under label noise on a data set: a grid of runs, 
 EXAMPLE = """\
 examples:
   hf-balancemix compare digits --methods bce mixup balancemix --noises none mislabel:0.4 --seeds 3
-  hf-balancemix compare coco --data_dir DIR --config recipes/tables/table1.yaml --dry_run
+  hf-balancemix compare coco --data_dir DIR --config table1 --dry_run
   hf-balancemix compare digits --show --format markdown > table.md
 
 The same command goes on after Ctrl-C, a kill or a crash: finished runs are kept, a broken-off one resumes from its
@@ -47,6 +49,7 @@ class Options:
         from_file: Whether the grid stands in a file.
         methods: Those that were asked for, if any were.
         noises: The same.
+        seeds: The same.
         words: The options of the recipe.
     """
 
@@ -56,6 +59,7 @@ class Options:
     from_file: bool
     methods: tuple[str, ...] | None
     noises: tuple[Noise, ...] | None
+    seeds: int | None
     words: list[str]
     parallel: int
     dry_run: bool
@@ -63,6 +67,10 @@ class Options:
     format: str
     layout: str | None
     keep_models: bool
+
+
+# Options that the comparison and its recipes both have.
+_OWN = ("methods", "seeds", "config", "help", "help_all")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,11 +100,10 @@ def read_options(words: Sequence[str]) -> Options:
     recipe = RECIPES[dataset]
     if helps:
         parser.print_help()
-        tqdm.write(f"\nEvery run is one of the recipe {dataset}, whose other options can be given too:\n")
-        read_command(recipe, sorted(helps))
+        _print_recipe_help(recipe, dataset, sorted(helps))
     _check_names(rest, own, recipe)
     options, of_recipe = parser.parse_known_args(rest)
-    grid = default_grid() if options.config is None else read_grid(options.config)
+    grid = default_grid() if options.config is None else read_grid(find_grid(options.config))
     methods = None if options.methods is None else check_methods(options.methods, " in --methods")
     noises = None if options.noises is None else _noises(options.noises)
     grid = restrict(grid, methods, noises, options.seeds, options.config is not None)
@@ -107,6 +114,7 @@ def read_options(words: Sequence[str]) -> Options:
         from_file=options.config is not None,
         methods=methods,
         noises=noises,
+        seeds=options.seeds,
         words=of_recipe,
         parallel=options.parallel,
         dry_run=options.dry_run,
@@ -115,6 +123,17 @@ def read_options(words: Sequence[str]) -> Options:
         layout=options.layout or grid.layout,
         keep_models=options.keep_models,
     )
+
+
+def _print_recipe_help(recipe: Recipe, dataset: str, helps: list[str]) -> None:
+    """Print the help of a data set's recipe, without what a comparison says otherwise or not at all, and leave."""
+    tqdm.write(f"\nEvery run is one of the recipe {dataset}, whose other options can be given too:\n")
+    parser = recipe_parser(recipe)
+    for action in parser.parser._actions:
+        if action.dest in {*RESERVED, *_OWN}:
+            action.help = argparse.SUPPRESS
+    parser.parser.set_defaults(output_dir=f"runs/compare/{dataset}")
+    parser.parse(helps)
 
 
 def _check_names(words: Sequence[str], own: Sequence[str], recipe: Recipe) -> None:
@@ -170,8 +189,9 @@ def comparison_parser() -> argparse.ArgumentParser:
     add("--seeds", type=_count, metavar="N", help="Seeds of each run, counted up from --seed; 1 unless set.")
     add(
         "--config",
-        metavar="FILE.yaml",
-        help="A grid from a file, as those of recipes/tables; the three above then pick out a part of it.",
+        metavar="FILE.yaml|NAME",
+        help="A grid from a file, or one that comes with the package; the three above then pick out a part of it. "
+        f"Names: {', '.join(presets())}.",
     )
     add(
         "--parallel",

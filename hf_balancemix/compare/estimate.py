@@ -70,10 +70,10 @@ def print_estimate(cells: Sequence[Cell], jobs: Mapping[str, Job], results: Resu
             measured, source = _time_steps(pending[0], jobs[pending[0].request.data_key]), "a few steps"
         seconds = steps * (measured or 0.0)
         total_steps, total_seconds = total_steps + steps, total_seconds + seconds
-        counts = [str(len(members)), str(len(members) - len(pending)), f"{steps:,}", f"{seconds / 3600:.2f}"]
+        counts = [str(len(members)), str(len(members) - len(pending)), f"{steps:,}", duration(seconds)]
         rows.append([method, *counts, source if pending else "", what])
     left = sum(cell.id not in finished for cell in cells)
-    tqdm.write(text_table(["method", "runs", "finished", "steps to go", "hours", "measured by", "work"], rows))
+    tqdm.write(text_table(["method", "runs", "finished", "steps to go", "time", "measured by", "work"], rows))
     summary = f"{len(cells)} runs, {len(cells) - left} finished; to go: {left} runs, {total_steps:,} optimiser steps, "
     summary += f"about {duration(total_seconds)} one after the other"
     if at_once > 1:
@@ -97,8 +97,12 @@ def _disk(cells: Sequence[Cell], jobs: Mapping[str, Job], at_once: int) -> str:
         copies = _COPIES.get(str(getattr(args.optim, "value", args.optim)), 3)
         largest = max(largest, networks * sizes[key] * (copies * kept + 1))
         models += networks * sizes[key]
-    running = "all checkpoints of every run" if math.isinf(largest) else f"about {at_once * largest:.2f} GB"
-    return f"Disk: {running} while it goes on; then the results only, or with --keep_models {models:.2f} GB of models."
+    running = "all checkpoints of every run" if math.isinf(largest) else f"about {_size(at_once * largest)}"
+    return f"Disk: {running} while it goes on; then the results only, or with --keep_models {_size(models)} of models."
+
+
+def _size(gigabytes: float) -> str:
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.0f} MB"
 
 
 def _time_steps(cell: Cell, job: Job) -> float:

@@ -1,6 +1,7 @@
 """The grid of a comparison, from the command line or a YAML file: which methods, noises and seeds, with which options.
 
-A file holds blocks; what is no other key of a block is an option of the recipe, the same for all runs of the block::
+A file, one of the user's or a preset of this package by its name, holds blocks; what is no other key of a block is an
+option of the recipe, the same for all runs of the block::
 
     layout: groups            # optional: how the results are laid out
     paper_table: 1            # optional: whose numbers stand beside ours
@@ -19,6 +20,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -27,12 +30,16 @@ from hf_balancemix.config_file import NODES, NULL, Loader, read_mapping
 from hf_balancemix.data.noise import NOISE_KINDS, NoiseSpec
 from hf_balancemix.messages import mistake, nearest
 from hf_balancemix.reports.comparison import LAYOUTS
+from hf_balancemix.reports.paper import paper_results, tables_data
 from hf_balancemix.training.methods import METHODS
 
 # What is compared unless told otherwise: the methods of the paper's tables, focal, and Mixup.
 _NINE = ("bce", "mixup", "focal", "asl", "co_teaching", "t_estimator", "ll_r", "ll_ct", "balancemix")
 _NOISES = ("none", "mislabel:0.2", "mislabel:0.4", "flip:0.2", "flip:0.4", "single_positive")
+# Rows of tables: those in their order, the steps of the ablation before the last.
+ORDER = (*_NINE[:-1], *(name for name in METHODS if name not in _NINE), _NINE[-1])
 _WITH_RATE = ("mislabel", "flip")
+_PRESETS = Path(str(files("hf_balancemix"))) / "data_files" / "tables"
 _KEYS = ("grid", "layout", "paper_table")
 # Said by the grid, or by the comparison itself.
 RESERVED = {
@@ -53,6 +60,11 @@ class Noise:
 
     kind: str
     rate: float | None = None
+
+    @property
+    def word(self) -> str:
+        """As :func:`parse_noise` reads it."""
+        return self.kind if self.rate is None else f"{self.kind}:{self.rate:g}"
 
     @property
     def words(self) -> list[str]:
@@ -116,10 +128,36 @@ def parse_noise(word: str, place: str = "") -> Noise:
     return Noise(kind, rate)
 
 
+def presets() -> list[str]:
+    """Return the names of the grids that come with the package."""
+    return sorted((path.stem for path in _PRESETS.glob("*.yaml")), key=lambda name: (len(name), name))
+
+
+def preset_path(name: str) -> str:
+    """Return where the file of a preset is."""
+    return str(_PRESETS / f"{name}.yaml")
+
+
+def find_grid(name: str) -> str:
+    """Return the path of a grid: of a file, or if there is none of the preset of that name.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    path, known = Path(name), presets()
+    if path.exists() and not path.is_dir():
+        return name
+    if name.removesuffix(".yaml") in known:
+        return preset_path(name.removesuffix(".yaml"))
+    near = nearest(path.name.removesuffix(".yaml"), known)
+    raise mistake(
+        f"as --config a file, or one of {', '.join(known)}", f"{name!r}{near}", "Correct the path, or take such a name"
+    )
+
+
 def default_grid() -> Grid:
     """Return the grid of a comparison without a file: nine methods, six noises, one seed."""
-    methods = tuple(name for name in _NINE if name in METHODS)
-    return Grid((Block(methods, tuple(map(parse_noise, _NOISES))),))
+    return Grid((Block(_NINE, tuple(map(parse_noise, _NOISES))),))
 
 
 def read_grid(path: str) -> Grid:
@@ -138,11 +176,17 @@ def read_grid(path: str) -> Grid:
     if layout is not None and layout not in LAYOUTS:
         near = nearest(layout, LAYOUTS)
         raise mistake(f"as layout in {path} one of {', '.join(LAYOUTS)}", f"{layout!r}{near}", "Choose one")
+    table = found.get("paper_table")
+    if table is not None and not tables_data(table):
+        known = sorted({int(row["table"]) for row in paper_results()})
+        raise mistake(
+            f"as paper_table in {path} one of {', '.join(map(str, known))}", repr(table), "Choose one, or leave it out"
+        )
     node = found.get("grid")
     if not isinstance(node, yaml.SequenceNode) or not node.value:
         what = "an empty list" if isinstance(node, yaml.SequenceNode) else NODES.get(type(node), "none")
         raise mistake(f"a list of blocks under `grid:` in {path}", what, "Begin with - methods")
-    return Grid(tuple(_block(block, path) for block in node.value), layout, found.get("paper_table"))
+    return Grid(tuple(_block(block, path) for block in node.value), layout, table)
 
 
 def restrict(
@@ -151,7 +195,7 @@ def restrict(
     """Return what the command line's choices make of a grid: of a file they pick out a part.
 
     Raises:
-        ValueError: If nothing is left.
+        ValueError: If nothing is left, or if a file has fewer seeds than are asked for.
     """
     if not from_file:
         (block,) = grid.blocks
@@ -167,6 +211,13 @@ def restrict(
         for block in grid.blocks
     ]
     blocks = [block for block in blocks if block.methods and block.noises]
+    most = max((block.seeds for block in grid.blocks), default=0)
+    if seeds is not None and seeds > most:
+        raise mistake(
+            f"--seeds of at most {most}, as in the grid of --config",
+            str(seeds),
+            "It picks out a part of the file; write more seeds into a copy of it, or leave --config out",
+        )
     if not blocks:
         raise mistake(
             "--methods and --noises that occur together in the grid of --config",
@@ -210,6 +261,11 @@ def _block(node: Any, path: str) -> Block:
         raise mistake(f"a whole number of at least 1 as seeds in the block{place}", repr(seeds), "Write seeds: 3")
     methods = check_methods(_texts(items.pop("methods"), "methods", path), place)
     noises = tuple(parse_noise(word, place) for word in _texts(items.pop("noises"), "noises", path))
+    if not noises or len(set(noises)) < len(noises):
+        found = " ".join(noise.word for noise in noises) or "none"
+        raise mistake(
+            f"noises, each once{place}", found, "For repeats use seeds; the labels as they are are called none"
+        )
     label = _text(items.pop("label"), "label", path) if "label" in items else None
     own = items.pop("method_options", None)
     if own is not None and not isinstance(own, yaml.MappingNode):

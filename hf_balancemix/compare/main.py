@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from accelerate import PartialState
@@ -20,7 +21,7 @@ from hf_balancemix.compare.parallel import run_parallel
 from hf_balancemix.compare.progress import Overview, Speeds, training_steps
 from hf_balancemix.compare.results import Results
 from hf_balancemix.compare.run import clear_remains, log_file, run_here
-from hf_balancemix.compare.show import print_tables
+from hf_balancemix.compare.show import print_file, print_tables
 from hf_balancemix.messages import mistake
 from hf_balancemix.recipe.job import Job
 from hf_balancemix.recipe.options import check_writable
@@ -38,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _main(words: list[str]) -> None:
     options = read_options(words)
-    requests = read_requests(options.recipe, options.grid, options.words, f"runs/compare/{options.dataset}")
+    folder = f"runs/compare/{options.dataset}"
+    if options.show and not options.from_file:
+        print_file(options, folder)
+        return
+    requests = read_requests(options.recipe, options.grid, options.words, folder)
     output_dir = requests[0].command.output_dir
     results = Results(output_dir)
     if options.show:
@@ -46,7 +51,8 @@ def _main(words: list[str]) -> None:
         return
     check_writable(output_dir)
     disable_shard_bars()
-    jobs = load_jobs(options.recipe, requests)
+    with redirect_stdout(sys.stderr):  # standard output is for the tables
+        jobs = load_jobs(options.recipe, requests)
     cells = plan_cells(options.recipe, requests, jobs)
     if options.dry_run:
         print_estimate(once(cells), jobs, results, options.parallel)

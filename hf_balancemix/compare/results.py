@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from hf_balancemix.compare.cells import cell_id
+from hf_balancemix.data.noise import NOISE_KINDS
 from hf_balancemix.messages import mistake
 
 Line = dict[str, Any]
@@ -41,19 +42,17 @@ class Results:
         Raises:
             ValueError: If another line is no result.
         """
-        lines = read_lines(self.path)
-        for number, line in enumerate(lines, start=1):
-            if not (isinstance(line.get("settings"), dict) and "map" in line):
-                raise mistake(
-                    f"a result in line {number} of {self.path}",
-                    "something else",
-                    "Remove the line; its run is repeated",
-                )
-        return lines
+        return _read(self.path, _wrong_in_result, "Remove the line; its run is repeated")
 
     def read_times(self) -> list[Line]:
-        """Return what the finished runs took."""
-        return read_lines(self.times_path)
+        """Return what the finished runs took.
+
+        Raises:
+            ValueError: As :meth:`read` does.
+        """
+        return _read(
+            self.times_path, _wrong_in_times, "Remove the line, or the file: it only serves to tell the time left"
+        )
 
     def add(self, result: Line, times: Line) -> None:
         """Note a finished run; an earlier result of the same settings is replaced."""
@@ -69,27 +68,55 @@ def _order(line: Line) -> tuple[Any, ...]:
     return (*map(str, named), int(settings["seed"]), cell_id(settings))
 
 
-def read_lines(path: Path) -> list[Line]:
+def _read(path: Path, wrong: Callable[[Line], str], remedy: str) -> list[Line]:
     """Read JSON lines; a last line that is broken off is dropped with a word on stderr.
 
-    Raises:
-        ValueError: Naming the first line before it that is no JSON, or a file that cannot be read.
+    Args:
+        path: Of a file, which need not be there.
+        wrong: Says what a line lacks, if anything.
+        remedy: For a line that lacks something.
     """
     try:
-        texts = path.read_bytes().split(b"\n") if path.is_file() else []
+        texts = path.read_bytes().split(b"\n") if path.exists() else []
     except OSError as error:
         raise mistake(f"results that can be read in {path}", str(error.strerror), "Check the file") from error
     texts = texts[:-1] if texts and not texts[-1] else texts
-    lines = [_parsed(text) for text in texts]
-    for number, line in enumerate(lines[:-1], start=1):
-        if line is None:
-            raise mistake(
-                f"one JSON object a line in {path}", f"none in line {number}", "Remove the line; its run is repeated"
-            )
-    if lines and lines[-1] is None:
-        tqdm.write(f"{path}: the last line is not complete and does not count", file=sys.stderr)
-        lines.pop()
-    return [line for line in lines if line is not None]
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        line = _parsed(text)
+        if line is None and number == len(texts):
+            tqdm.write(f"{path}: the last line is not complete and does not count", file=sys.stderr)
+        elif line is None:
+            raise mistake(f"one JSON object a line in {path}", f"none in line {number}", remedy)
+        elif lacks := wrong(line):
+            raise mistake(f"{lacks} in line {number} of {path}", "something else", remedy)
+        else:
+            lines.append(line)
+    return lines
+
+
+def _wrong_in_result(line: Line) -> str:
+    """Return what a result lacks that tables need."""
+    settings = line.get("settings")
+    if not isinstance(settings, dict) or not isinstance(settings.get("data"), dict):
+        return "settings, with those of the data,"
+    for part in (line, settings):
+        if not isinstance(part.get("method"), str) or part.get("noise") not in NOISE_KINDS:
+            return "a method and a known noise"
+        if not isinstance(part.get("seed"), int) or not isinstance(part.get("noise_rate", ""), int | float | None):
+            return "a seed and a noise rate"
+    if not isinstance(line.get("map"), int | float) or not isinstance(line.get("groups"), dict):
+        return "mAP, and that of the class groups,"
+    epochs = line.get("epochs")
+    return "" if isinstance(epochs, list) and all(isinstance(epoch, dict) for epoch in epochs) else "a list of epochs"
+
+
+def _wrong_in_times(line: Line) -> str:
+    """Return what a line of times lacks."""
+    texts, numbers = ("cell", "method", "work"), ("steps", "seconds")
+    right = all(isinstance(line.get(name), str) for name in texts)
+    right = right and all(isinstance(line.get(name), int | float) for name in numbers)
+    return "" if right else f"{', '.join((*texts, *numbers))}"
 
 
 def _parsed(text: bytes) -> Line | None:

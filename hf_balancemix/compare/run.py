@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import re
 import shutil
 import sys
@@ -137,6 +138,10 @@ def run_here(
         What went wrong, by the cell's id.
     """
     state, failed = PartialState(), dict[str, str]()
+    # How a script goes on after Ctrl-C is of no use here, where the same command does it.
+    logging.getLogger("hf_balancemix.training.resumable").addFilter(
+        lambda record: not record.getMessage().startswith("Interrupted")
+    )
     for cell in cells:
         overview.begin(cell)
         try:

@@ -144,7 +144,7 @@ def load_coco(
         ValueError: A file or folder is missing, an annotation file cannot be right (the first bad entry is named), or
             ``cache_dir`` holds "::".
     """
-    root, year = _find(data_dir, year)
+    root, year = find_coco(data_dir, year)
     cache = str(cache_dir or datasets.config.HF_DATASETS_CACHE)
     if "::" in cache:  # `datasets` would cut it there, and take one cached set for another
         raise mistake("cache_dir without '::', which separates file systems", repr(cache), "Choose another folder")
@@ -170,7 +170,8 @@ def _parts(year: str) -> list[str]:
     return files + [f"{name}{year}/" for name in _SPLITS.values()]
 
 
-def _find(data_dir: Any, year: Any) -> tuple[Path, str]:
+def find_coco(data_dir: Any, year: Any = None) -> tuple[Path, str]:
+    """Return the folder, and the year that :func:`load_coco` takes; both raise the same."""
     if year not in (*YEARS, None):
         kind = ValueError if isinstance(year, str) else TypeError
         raise kind(f'Expected year "2017", "2014" or None, found {year!r}. Leave it unset to take what is there.')

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from hf_balancemix.reports.formats import Table, Value
-from hf_balancemix.reports.paper import paper_number
+from hf_balancemix.reports.paper import paper_number, tables_data
+from hf_balancemix.reports.tables import standard_error
 
 Run = dict[str, Any]
 Noise = tuple[str, float | None]
@@ -33,18 +34,31 @@ class Row:
 
     Attributes:
         name: Shown in front.
-        label: What the grid calls it, if it does: then the paper's row of this name is its counterpart.
         runs: Results.
+        counterparts: Rows of the paper's tables that show the same, by noise, the preferred one first.
+        differs: In what the runs are not the paper's where it has such a row.
     """
 
     name: str
-    label: str | None
     runs: tuple[Run, ...]
+    counterparts: Mapping[Noise, Sequence[str]] = field(default_factory=dict)
+    differs: str = ""
 
     def under(self, noise: Noise) -> list[Run]:
         """Return the runs under a noise, seed by seed."""
         runs = [run for run in self.runs if (run["noise"], run["noise_rate"]) == noise]
         return sorted(runs, key=lambda run: run["seed"])
+
+    def paper(self, noise: Noise, group: str, paper_table: str | None) -> tuple[float, str] | None:
+        """Return the paper's number and its table; of the mean over the paper's noises if these are all there."""
+        if noise[0] == "mean":
+            names = [name for name in self.counterparts.get(("none", None), ()) if self._in_all(name)]
+        else:
+            names = list(self.counterparts.get(noise, ()))
+        return paper_number(self.runs[0]["settings"]["data"], names, noise, group, paper_table) if names else None
+
+    def _in_all(self, name: str) -> bool:
+        return all(name in self.counterparts.get(noise, ()) for noise in _PAPERS_MEAN)
 
 
 def tables(rows: Sequence[Row], layout: str | None = None, paper_table: str | None = None) -> list[Table]:
@@ -69,12 +83,12 @@ def noises_of(rows: Iterable[Row]) -> list[Noise]:
     return sorted(found, key=lambda noise: (_KINDS.index(noise[0]), noise[1] or 0))
 
 
-def summary(values: Sequence[float], paper: float | None = None) -> Value | None:
-    """Return mean and standard error (std with n − 1, over √n) of the seeds; None without values."""
+def summary(values: Sequence[float], paper: tuple[float, str] | None = None) -> Value | None:
+    """Return mean and standard error of the seeds, beside the paper's number and its table; None without values."""
     if not values:
         return None
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    return Value(float(np.mean(values)), error, len(values), paper)
+    number, table = paper or (None, "")
+    return Value(float(np.mean(values)), standard_error(values), len(values), number, paper_table=table)
 
 
 def mean_ranks(table: Sequence[Sequence[float | None]]) -> list[float | None]:
@@ -109,10 +123,8 @@ def _best(run: Run, group: str) -> float | None:
 def _value(
     row: Row, noise: Noise, group: str, paper_table: str | None, read: Callable[[Run, str], float | None] = _last
 ) -> Value | None:
-    runs = row.under(noise)
-    numbers = [number for run in runs if (number := read(run, group)) is not None]
-    paper = paper_number(runs[0], row.label, group, paper_table) if runs else None
-    return summary(numbers, paper)
+    numbers = [number for run in row.under(noise) if (number := read(run, group)) is not None]
+    return summary(numbers, row.paper(noise, group, paper_table))
 
 
 def _by_noise(rows: Sequence[Row], paper_table: str | None, read: Callable[[Run, str], float | None]) -> list[Table]:
@@ -126,24 +138,20 @@ def _by_noise(rows: Sequence[Row], paper_table: str | None, read: Callable[[Run,
         columns.append(("mean", ""))
         for row, line in zip(rows, body, strict=True):
             whole = [value.mean for value in line if value is not None]
-            paper = None
-            if set(noises) == _PAPERS_MEAN and row.runs:
-                paper = paper_number(
-                    {**row.runs[0], "noise": "mean", "noise_rate": None}, row.label, "all", paper_table
-                )
-            line.append(Value(float(np.mean(whole)), paper=paper) if len(whole) == len(noises) else None)
+            paper = row.paper(("mean", None), "all", paper_table) if set(noises) == _PAPERS_MEAN else None
+            value = summary([float(np.mean(whole))] if len(whole) == len(noises) else [], paper)
+            line.append(value and replace(value, seeds=0))
     body = _mark_best(body)
     note = ""
     if len(rows) > 1 and len(noises) > 1 and complete:
         columns.append(("mean rank", ""))
         best = min(rank for rank in ranks if rank is not None)
         for line, rank in zip(body, ranks, strict=True):
-            line.append(None if rank is None else Value(rank, best=rank == best))
+            line.append(None if rank is None else Value(rank, seeds=0, best=rank == best))
         note = f"Mean rank: over the {complete} of {len(noises)} noises that all rows have; 1 is the highest mAP."
     what = "test mAP in points, after the last epoch" if read is _last else "test mAP in points, at the best epoch"
-    return [
-        _table(f"{_dataset(rows)}, by noise: {what}", ("method",), columns, [(row.name,) for row in rows], body, note)
-    ]
+    title = f"{_dataset(rows)}, by noise: {what}"
+    return [_table(title, ("method",), columns, [(row.name,) for row in rows], body, note, (rows, paper_table))]
 
 
 def _by_group(rows: Sequence[Row], paper_table: str | None) -> list[Table]:
@@ -170,7 +178,8 @@ def _by_group(rows: Sequence[Row], paper_table: str | None) -> list[Table]:
             f"{_dataset(rows)}, {'labels as given' if kind == 'none' else kind.replace('_', ' ')}, by class group: "
         )
         title += "test mAP in points, after the last epoch"
-        made.append(_table(title, ("method",), columns, [(row.name,) for row in kept], _mark_best(body), ""))
+        names = [(row.name,) for row in kept]
+        made.append(_table(title, ("method",), columns, names, _mark_best(body), "", (kept, paper_table)))
     return made
 
 
@@ -193,9 +202,7 @@ def _by_progress(rows: Sequence[Row], paper_table: str | None) -> list[Table]:
                 for measure, key in _QUALITIES.items():
                     runs = row.under(noise)
                     numbers = [100 * found[key] for run in runs if key in (found := _at(run, part))]
-                    group = f"{measure} {part:.0%}"
-                    paper = paper_number(runs[0], row.label, group, paper_table) if runs else None
-                    line.append(summary(numbers, paper))
+                    line.append(summary(numbers, row.paper(noise, f"{measure} {part:.0%}", paper_table)))
             names.append((row.name, f"{part:.0%}"))
             body.append(line)
     note = (
@@ -203,7 +210,7 @@ def _by_progress(rows: Sequence[Row], paper_table: str | None) -> list[Table]:
         "how many of these are right (Eq. 15)."
     )
     title = f"{_dataset(rows)}, label management after parts of the training, in percent"
-    return [_table(title, ("method", "training"), columns, names, body, note)]
+    return [_table(title, ("method", "training"), columns, names, body, note, (managed, paper_table))]
 
 
 def _by_sampler(rows: Sequence[Row], paper_table: str | None) -> list[Table]:
@@ -221,7 +228,8 @@ def _by_sampler(rows: Sequence[Row], paper_table: str | None) -> list[Table]:
         body.append(line)
     note = "Total variation from uniform sampling, and effective sample size as a share of the images, in percent."
     title = f"{_dataset(rows)}, minority sampler after the last epoch, and test mAP in points"
-    return [_table(title, ("method",), columns, [(row.name,) for row in sampling], body, note)]
+    names = [(row.name,) for row in sampling]
+    return [_table(title, ("method",), columns, names, body, note, (sampling, paper_table))]
 
 
 def _diagnostics(run: Run) -> dict[str, float]:
@@ -241,7 +249,12 @@ def _noise_name(noise: Noise) -> str:
 
 
 def _dataset(rows: Sequence[Row]) -> str:
-    return ", ".join(dict.fromkeys(str(run["settings"]["data"].get("recipe")) for row in rows for run in row.runs))
+    return ", ".join(dict.fromkeys(_name(run) for row in rows for run in row.runs))
+
+
+def _name(run: Run) -> str:
+    data = run["settings"]["data"]
+    return "COCO 2014" if data.get("year") == "2014" else str(data.get("recipe"))
 
 
 def _mark_best(body: list[list[Value | None]]) -> list[list[Value | None]]:
@@ -263,17 +276,30 @@ def _table(
     names: Sequence[tuple[str, ...]],
     body: Sequence[Sequence[Value | None]],
     note: str,
+    of_paper: tuple[Sequence[Row], str | None],
 ) -> Table:
-    """Put a table together, with a word on what its signs mean."""
-    values = [value for line in body for value in line if value is not None]
-    signs = []
-    if any(value.error is not None for value in values):
-        signs.append("mean ± standard error (seeds)")
-    if any(value.paper is not None for value in values):
-        signs.append("[the paper's number]")
-    title += f"; {', '.join(signs)}" if signs else ""
+    """Put a table together; ``of_paper`` are its rows and the paper's table, which the note says something of."""
+    used = {value.paper_table for line in body for value in line if value is not None and value.paper is not None}
     rows = tuple((name, tuple(line)) for name, line in zip(names, body, strict=True))
-    return Table(title, stub, tuple(columns), rows, note)
+    return Table(title, stub, tuple(columns), rows, " ".join([*([note] if note else []), *_of_paper(used, *of_paper)]))
+
+
+def _of_paper(used: set[str], rows: Sequence[Row], paper_table: str | None) -> list[str]:
+    """Return sentences on where the paper's numbers come from, and on why there are none."""
+    said = []
+    if used:
+        numbers = ", ".join(sorted(used, key=int))
+        said.append(f"The paper's numbers are of its Table{'s' * (len(used) > 1)} {numbers}.")
+    sets = tables_data(paper_table) if paper_table else []
+    if sets and paper_table not in used and not any(_name(run) in sets for row in rows for run in row.runs):
+        said.append(f"The paper's Table {paper_table} is of {' and '.join(sets)}.")
+    others = []
+    for differs in dict.fromkeys(row.differs for row in rows if row.differs):
+        names = ", ".join(row.name for row in rows if row.differs == differs)
+        others.append(f"{names}, for {differs}")
+    if others:
+        said.append(f"Not beside the paper's numbers: {'; '.join(others)}.")
+    return said
 
 
 # Groups: Tables 1 to 4, 10 to 12. Noises: 5, 8, 9, 13. Labels: 14, 15. Best: 6.

@@ -7,7 +7,7 @@ import io
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
@@ -26,6 +26,10 @@ _LATEX = {
     "α": r"$\alpha$",
     "Δ": r"$\Delta$",
     "–": "--",
+    # Behind the end of a row LaTeX takes these for its options.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
     **{sign: f"\\{sign}" for sign in "&%$#_"},
 }
 
@@ -37,9 +41,10 @@ class Value:
     Attributes:
         mean: Over the seeds.
         error: Standard error; None for one seed.
-        seeds: How many.
+        seeds: How many; 0 for what is of no run, such as a mean over noises.
         paper: The paper's number, if there is one.
         best: Whether none of its column is better, as far as the table shows.
+        paper_table: The paper's table that its number is from.
     """
 
     mean: float
@@ -47,6 +52,7 @@ class Value:
     seeds: int = 1
     paper: float | None = None
     best: bool = False
+    paper_table: str = ""
 
     def texts(self) -> tuple[str, str]:
         """Return ``mean ± error``, and the seeds and the paper's number behind it."""
@@ -77,17 +83,35 @@ class Table:
         """Return each block and how many columns it has."""
         return [(name, len(list(members))) for name, members in groupby(self.columns, key=lambda column: column[0])]
 
+    def values(self) -> list[Value]:
+        """Return all values that there are."""
+        return [value for _, row in self.rows for value in row if value is not None]
 
-def text(table: Table) -> str:
+
+def _titled(table: Table) -> str:
+    """Return the title with a word on the signs of text and Markdown."""
+    signs = []
+    if any(value.error is not None for value in table.values()):
+        signs.append("mean ± standard error (seeds)")
+    if any(value.paper is not None for value in table.values()):
+        signs.append("[the paper's number]")
+    return table.title + (f"; {', '.join(signs)}" if signs else "")
+
+
+def text(tables: Sequence[Table]) -> str:
     """Align columns for a terminal, where the best are bold; in a file a star marks them.
 
     Blocks that do not fit beside one another in a terminal stand below one another.
     """
+    return "\n\n".join(map(_text, tables))
+
+
+def _text(table: Table) -> str:
     on, off = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "*")
     lines = _aligned(table, on, off)
     if sys.stdout.isatty() and max(map(_width, lines)) > shutil.get_terminal_size().columns:
         lines = [line for part in _parts(table) for line in [*_aligned(part, on, off), ""]][:-1]
-    return "\n".join([table.title, *lines, *([table.note] if table.note else [])])
+    return "\n".join([_titled(table), *lines, *([table.note] if table.note else [])])
 
 
 def _parts(table: Table) -> list[Table]:
@@ -119,66 +143,81 @@ def _aligned(table: Table, on: str, off: str) -> list[str]:
     return lines
 
 
-def markdown(table: Table) -> str:
-    """Write a table that GitHub and the Hub show; the best are bold."""
+def markdown(tables: Sequence[Table]) -> str:
+    """Write tables that GitHub and the Hub show; the best are bold."""
+    return "\n\n".join(map(_markdown, tables))
+
+
+def _markdown(table: Table) -> str:
     header = [*table.stub, *(" ".join(column).strip() for column in table.columns)]
     lines = [header, [*["---"] * len(table.stub), *["---:"] * len(table.columns)]]
     for names, values in table.rows:
         lines.append([*map(_markdown_name, names), *(_shown(value, "**", "**") for value in values)])
-    return "\n".join(
-        [table.title, "", *(f"| {' | '.join(line)} |" for line in lines), *(["", table.note] if table.note else [])]
-    )
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([_titled(table), "", *rows, *(["", _markdown_name(table.note)] if table.note else [])])
 
 
-def comma_separated(table: Table) -> str:
-    """Write the numbers as CSV: mean, and where there are any standard error, seeds and the paper's number."""
-    used: list[list[str]] = []
-    for i in range(len(table.columns)):
-        column = [value for _, row in table.rows if (value := row[i]) is not None]
-        some = {
-            "error": any(value.error is not None for value in column),
-            "seeds": any(value.seeds > 1 for value in column),
-            "paper": any(value.paper is not None for value in column),
-        }
-        used.append([part for part, there in some.items() if there])
+def comma_separated(tables: Sequence[Table]) -> str:
+    """Write the numbers as CSV in long form: one a row, with its standard error, seeds and the paper's number."""
+    stubs = list(dict.fromkeys(name for table in tables for name in table.stub))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    header = [" ".join(column).strip() for column in table.columns]
-    expanded = [
-        title for name, own in zip(header, used, strict=True) for title in [name, *(f"{name} {p}" for p in own)]
-    ]
-    writer.writerow(["table", *table.stub, *expanded])
-    for names, values in table.rows:
-        numbers: list[str] = []
-        for value, own in zip(values, used, strict=True):
-            cells = [None if value is None else value.mean, *(getattr(value, part, None) for part in own)]
-            numbers += [
-                "" if number is None else f"{number:g}" if isinstance(number, int) else f"{number:.4f}"
-                for number in cells
-            ]
-        writer.writerow([table.title, *names, *numbers])
+    measured = ("mean", "standard_error", "seeds", "paper", "paper_table")
+    writer.writerow(["table", *stubs, "block", "column", *measured])
+    for table in tables:
+        for names, values in table.rows:
+            named = dict(zip(table.stub, names, strict=True))
+            for column, value in zip(table.columns, values, strict=True):
+                if value is not None:
+                    numbers = [value.mean, value.error, value.seeds or None, value.paper, value.paper_table]
+                    shown = [f"{number:.4f}" if isinstance(number, float) else number for number in numbers]
+                    writer.writerow([table.title, *(named.get(stub, "") for stub in stubs), *column, *shown])
     return out.getvalue().rstrip("\n")
 
 
-def latex(table: Table) -> str:
-    """Write a LaTeX table that needs no package; the best are bold."""
+def latex(tables: Sequence[Table]) -> str:
+    """Write LaTeX tables that need no package; the best are bold, and the paper's numbers stand below ours."""
+    return "\n\n".join(map(_latex_table, tables))
+
+
+def _latex_table(table: Table) -> str:
     layout = "l" * len(table.stub) + "".join("|" + "c" * count for _, count in table.blocks())
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\begin{{tabular}}{{{layout}}}"]
-    lines.append(r"\hline")
+    small = [r"\footnotesize", r"\setlength{\tabcolsep}{3pt}"]  # a table of class groups has twelve columns
+    lines = [r"\begin{table*}", r"\centering", *small, rf"\caption{{{_latex(_caption(table))}}}"]
+    lines += [rf"\begin{{tabular}}{{{layout}}}", r"\hline"]
     if any(block for block, _ in table.columns):
         spans = [rf"\multicolumn{{{count}}}{{|c}}{{{_latex(block)}}}" for block, count in table.blocks()]
         lines.append(" & ".join([*[""] * len(table.stub), *spans]) + r" \\")
     names = [*table.stub, *(name for _, name in table.columns)]
     lines += [" & ".join(map(_latex, names)) + r" \\", r"\hline"]
     for row, values in table.rows:
-        shown = [_latex(_shown(value, "", "")) for value in values]
-        marked = [rf"\textbf{{{t}}}" if v is not None and v.best else t for t, v in zip(shown, values, strict=True)]
-        lines.append(" & ".join([*map(_latex, row), *marked]) + r" \\")
-    lines += [r"\hline", r"\end{tabular}", *([rf"\\ {_latex(table.note)}"] if table.note else []), r"\end{table}"]
+        lines.append(" & ".join([*map(_latex, row), *map(_latex_value, values)]) + r" \\")
+        papers = [None if value is None else value.paper for value in values]
+        if any(paper is not None for paper in papers):
+            below = ["" if paper is None else f"{paper:.1f}" for paper in papers]
+            lines.append(" & ".join([r"\quad paper", *[""] * (len(table.stub) - 1), *below]) + r" \\")
+    lines += [r"\hline", r"\end{tabular}", *([rf"\\ {_latex(table.note)}"] if table.note else []), r"\end{table*}"]
     return "\n".join(lines)
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {
+def _caption(table: Table) -> str:
+    """Return the title with the number of seeds, which would make every column wider."""
+    seeds = sorted({value.seeds for value in table.values() if value.error is not None})
+    title = table.title
+    if seeds:
+        count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        title += f"; mean ± standard error of {count} seeds"
+    return title + ("; below them the paper's numbers" if any(v.paper is not None for v in table.values()) else "")
+
+
+def _latex_value(value: Value | None) -> str:
+    if value is None:
+        return _latex(_MISSING)
+    mean = rf"\textbf{{{value.mean:.1f}}}" if value.best else f"{value.mean:.1f}"
+    return mean if value.error is None else rf"{mean}{{\tiny$\pm${value.error:.1f}}}"
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "text": text,
     "markdown": markdown,
     "csv": comma_separated,

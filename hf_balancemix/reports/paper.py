@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -39,34 +39,53 @@ def paper_results() -> tuple[Mapping[str, str], ...]:
     return tuple(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
+def tables_data(table: str) -> list[str]:
+    """Return the data sets of one of the paper's tables, as recipes call them; none for a table that is not there."""
+    shown = {"coco": "COCO", "coco2014": "COCO 2014", "voc": "VOC", "deepfashion": "DeepFashion"}
+    return [shown[name] for name in dict.fromkeys(row["dataset"] for row in paper_results() if row["table"] == table)]
+
+
+def has_number(dataset: str, method: str, noise: str, noise_rate: float | None) -> bool:
+    """Say whether the paper has a number for one of its rows on a data set, of any year, under a noise."""
+    return any(
+        row["dataset"] in (dataset.lower(), f"{dataset.lower()}2014")
+        and row["method"] == method
+        and _same_noise(row, noise, noise_rate)
+        for row in paper_results()
+    )
+
+
 def paper_number(
-    run: Mapping[str, Any], label: str | None, group: str, paper_table: str | None = None
-) -> float | None:
-    """Return the paper's number for a run: same data set, noise, rate, method and class group.
+    data: Mapping[str, Any],
+    methods: Sequence[str],
+    noise: tuple[str, float | None],
+    group: str,
+    paper_table: str | None = None,
+) -> tuple[float, str] | None:
+    """Return the paper's number for one of its rows.
 
     Args:
-        run: A result, with its ``settings``.
-        label: Of its row, if it has one: it is then looked for among the paper's rows, and not the method.
+        data: Of a run's settings: ``recipe``, and for COCO ``year``.
+        methods: Rows of its tables that show the same, the preferred one first.
+        noise: Kind and rate; "mean" for that over the noises.
         group: "all", "many", "medium" or "few", or what Tables 14 and 15 have in its place.
         paper_table: The table whose number counts first.
 
     Returns:
-        The number, or None if the paper has none.
+        The number and its table, or None if the paper has none.
     """
-    data = run["settings"]["data"]
     name = str(data.get("recipe", "")).lower()
     dataset = "coco2014" if name == "coco" and data.get("year") == "2014" else name
-    methods = PAPER_NAMES.get(run["method"], ()) if label is None else (label,)
     found = [
         row
         for row in paper_results()
         if row["dataset"] == dataset
         and row["method"] in methods
         and row["class_group"] == group
-        and _same_noise(row, run["noise"], run["noise_rate"])
+        and _same_noise(row, *noise)
     ]
-    found.sort(key=lambda row: (row["table"] != paper_table, int(row["table"])))
-    return float(found[0]["map"]) if found else None
+    found.sort(key=lambda row: (row["table"] != paper_table, methods.index(row["method"]), int(row["table"])))
+    return (float(found[0]["map"]), found[0]["table"]) if found else None
 
 
 def _same_noise(row: Mapping[str, str], kind: str, rate: float | None) -> bool:

@@ -1,37 +1,40 @@
 """Grids: from words and YAML files to runs, and what identifies a run."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hf_balancemix.compare.cells import cell_id, once, plan_cells, read_requests
+from hf_balancemix.compare.cells import cell_id, load_jobs, once, plan_cells, read_requests
 from hf_balancemix.compare.command import read_options
-from hf_balancemix.compare.grid import Noise, parse_noise, read_grid
+from hf_balancemix.compare.grid import Noise, find_grid, parse_noise, preset_path, presets, read_grid
 from hf_balancemix.recipe import RECIPES
 from tests.distributed.launch import ROOT
+from tests.layouts.coco import write_coco
 
-PRESETS = sorted((ROOT / "recipes" / "tables").glob("*.yaml"))
 # Runs of each, counted by hand: methods × noises × seeds.
 RUNS = {
     "digits": 9 * (2 * 3 + 4),
     "digits_ablation": 7 * (2 * 3 + 4) + 2 * (2 * 3 + 4) + 1,
     "digits_scores": 2 * 3 * 3,
+    "scenes": 6 * 4,
     "table1": 7 * 3 * 3,
     "table2": 7 * 3 * 3,
     "table3": 7 * 3,
     "table4": 7 * 3,
     "table5": 6 * 4 * 3,
     "table6": 10,
-    "table8": 4 * 2 + 4 + 4 - 1,  # the defaults stand in it twice
+    "table8": (4 * 2 + 4 + 4 - 1) * 3,  # the defaults stand in it twice
     "table9": 6 * 5 * 3,
     "table10": 7 * 3 * 3,
     "table11": 7 * 3 * 3,
-    "table12": 5,
+    "table12": 5 * 3,
     "table13": 5 * 4 * 3,
     "table14": 2 * 3,
     "table15": 2 * 3,
 }
-DATA = {"table4": "deepfashion", "table10": "voc", "table11": "voc", "table15": "voc"}
+DATA = {"scenes": "scenes", "table4": "deepfashion", "table10": "voc", "table11": "voc", "table15": "voc"}
 
 
 def cells_of(path, dataset="digits", *words):
@@ -46,26 +49,40 @@ def write(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_presets(path, monkeypatch):
+@pytest.mark.parametrize("name", presets())
+def test_presets(name, monkeypatch):
+    path = Path(find_grid(name))
     monkeypatch.setattr("hf_balancemix.compare.cells.fit_image_size", lambda options: None)  # needs no model here
     dataset = "digits" if "digits" in path.stem else DATA.get(path.stem, "coco")
     cells = cells_of(path, dataset)
     assert len(cells) == RUNS[path.stem]
     named = path.read_text(encoding="utf-8")
     assert f"compare {dataset} " in named
-    assert f"--config recipes/tables/{path.name}" in named
+    assert f"--config {name}\n" in named
     if path.stem.startswith("table"):
         assert read_grid(str(path)).paper_table == path.stem.removeprefix("table")
 
 
 def test_every_table_that_is_runs_has_a_preset():
-    assert {path.stem for path in PRESETS} == set(RUNS)
+    assert set(presets()) == set(RUNS)
+
+
+def test_a_grid_is_a_file_or_a_preset_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table1").mkdir()  # of something else
+    for name in ("table1", "table1.yaml"):
+        assert read_options(["coco", "--config", name]).grid == read_grid(preset_path("table1"))
+    (tmp_path / "table2").write_text("grid:\n - {methods: [bce], noises: [none]}", "utf-8")
+    assert read_options(["coco", "--config=table2"]).grid.blocks[0].methods == ("bce",)
+    with pytest.raises(
+        ValueError, match="one of digits, .*found 'recipes/tabel3.yaml' .did you mean 'table3'"
+    ):
+        read_options(["coco", "--config=recipes/tabel3.yaml"])
 
 
 def test_table_6_is_the_other_training(monkeypatch):
     monkeypatch.setattr("hf_balancemix.compare.cells.fit_image_size", lambda options: None)
-    cells = {c.request.block.label: c for c in cells_of(ROOT / "recipes" / "tables" / "table6.yaml", "coco")}
+    cells = {c.request.block.label: c for c in cells_of(preset_path("table6"), "coco")}
     cell = cells["BalanceMix / TResNet-L / 640px"]
     settings, args = cell.plan.settings, cell.plan.args
     assert (settings["backbone"], settings["image_size"], settings["head"]) == (
@@ -130,6 +147,9 @@ grid:
         ("grid:\n - {methods: [bse], noises: [none]}", "line 2, found 'bse' .did you mean 'bce'"),
         ("grid:\n - {methods: [], noises: [none]}", "methods, each once in .*found none"),
         ("grid:\n - {methods: [bce, bce], noises: [none]}", "methods, each once in .*found bce bce"),
+        ("grid:\n - {methods: [bce], noises: []}", "noises, each once in .*line 2, found none"),
+        ("grid:\n - {methods: [bce], noises: [flip:0.2, flip:.2]}", "noises, each once in .*found flip:0.2 flip:0.2"),
+        ("paper_table: 7\ngrid: []", "as paper_table in .* one of 1, 2, .*15, found '7'"),
         ("grid:\n - {methods: [bce], noises: [flip]}", "rate behind flip in .*line 2.*'flip'"),
         ("grid:\n - {methods: [bce], noises: [flip:x]}", "rate behind flip.*'flip:x'"),
         ("grid:\n - {methods: [bce], noises: [flip:2]}", "rate from 0 to 1.*flip:2.*line 2"),
@@ -179,6 +199,9 @@ def test_words_pick_out_a_part_of_a_file(tmp_path):
     ]
     grid = read_options(["digits", f"--config={path}", "--noises", "flip:0.4"]).grid
     assert [b.methods for b in grid.blocks] == [("mixup",)]
+    assert [b.seeds for b in read_options(["digits", f"--config={path}", "--seeds=3"]).grid.blocks] == [3, 1]
+    with pytest.raises(ValueError, match="--seeds of at most 3, .*found 4"):
+        read_options(["digits", f"--config={path}", "--seeds=4"])
     with pytest.raises(ValueError, match="occur together"):
         read_options(["digits", f"--config={path}", "--noises", "flip:0.4", "--methods", "bce"])
     without = read_options(["digits", "--methods", "bce", "--noises", "single_positive", "--learning_rate=1"])
@@ -258,6 +281,64 @@ def test_what_identifies_a_run():
     ids = [cell_id(settings(**change)) for change in others]
     assert own not in ids
     assert len(set(ids)) == len(ids)
+
+
+# What each of these methods does not read, and does.
+UNREAD = {
+    "bce": (["warmup_epochs", "mix_alpha", "mix_lambda_per", "min_fit", "monotone_posterior", "trust_positives"], []),
+    "focal": (["warmup_epochs", "min_fit", "refinement"], ["mix_alpha", "mix_lambda_per", "focal_gamma"]),
+    "minority": (["warmup_epochs", "trust_positives", "relabel_bn", "large_loss_rate"], ["minority_score"]),
+    "clean": (["relabel_threshold", "relabel_views"], ["warmup_epochs", "min_fit", "trust_positives"]),
+    "co_teaching": (["trust_positives", "mixture_separation"], ["warmup_epochs", "min_fit", "monotone_posterior"]),
+    "t_estimator": (["trust_positives", "minority_score"], ["warmup_epochs", "min_fit", "validation_fraction"]),
+    "balancemix": (["focal_gamma", "validation_fraction"], ["warmup_epochs", "relabel_threshold", "trust_positives"]),
+}
+
+
+@pytest.mark.parametrize("method", UNREAD)
+def test_only_options_that_a_method_reads_make_a_new_run(method):
+    grid = read_options(["digits", "--methods", method, "--noises", "none"]).grid
+    (cell,) = plan_cells(RECIPES["digits"], read_requests(RECIPES["digits"], grid, ["--use_cpu"], "x"), {})
+    unread, read = UNREAD[method]
+    for name in unread:
+        assert cell_id({**cell.plan.settings, name: "another"}) == cell.id, name
+    for name in read:
+        assert cell_id({**cell.plan.settings, name: "another"}) != cell.id, name
+
+
+def test_runs_that_were_finished_earlier_keep_their_ids():
+    """Of the version that made them; a rerun finds them finished, whatever has changed since."""
+    text = (ROOT / "recipes" / "results" / "digits" / "results.jsonl").read_text("utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert len(lines) > 70
+    assert [line["cell"] for line in lines] == [cell_id(line["settings"]) for line in lines]
+    digest = {line["settings"]["data"]["digest"] for line in lines}
+    assert len(digest) == 1
+    planned = set()
+    for name in ("digits", "digits_ablation", "digits_scores"):
+        grid = read_grid(preset_path(name))
+        requests = read_requests(RECIPES["digits"], grid, ["--use_cpu"], "x")
+        jobs = {request.data_key: SimpleNamespace(digest=digest.copy().pop()) for request in requests}
+        planned |= {cell.id for cell in plan_cells(RECIPES["digits"], requests, jobs)}
+    assert {line["cell"] for line in lines} <= planned
+
+
+def test_the_year_of_coco_that_is_found_tells_runs_apart(tmp_path):
+    def cells(folder, *words):
+        options = read_options(["coco", "--methods=bce", "--noises=none", f"--data_dir={folder}", "--use_cpu", *words])
+        requests = read_requests(options.recipe, options.grid, [*options.words, "--backbone=small_resnet"], "x")
+        return plan_cells(options.recipe, requests, load_jobs(options.recipe, requests))
+
+    made = {}
+    for year in ("2014", "2017"):
+        folder = tmp_path / year
+        folder.mkdir()
+        write_coco(folder, year)
+        (found,), (said,) = cells(folder), cells(folder, f"--year={year}")
+        assert found.plan.settings["data"]["year"] == year
+        assert found.id == said.id
+        made[year] = found.id
+    assert made["2014"] != made["2017"]
 
 
 def test_noises():

@@ -94,6 +94,18 @@ def test_a_run_that_ended_without_its_result_is_gone_on_with(compare, tmp_path, 
     assert not list((tmp_path / "cells").iterdir())
 
 
+def test_an_interruption_is_said_once(compare, capsys, caplog, monkeypatch):
+    """The trainer would say how a script goes on; here it is the same command."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running.Report, "on_step_end", interrupted)
+    compare("--methods", "bce", "--noises", "none", status=130)
+    assert "Interrupted" not in caplog.text
+    assert capsys.readouterr().err.count("Interrupted. To go on: the same command") == 1
+
+
 def test_runs_of_one_process_may_differ_in_precision(compare, tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
@@ -152,8 +164,40 @@ def test_a_torn_last_line_is_dropped_and_its_run_repeated(compare, capsys, tmp_p
     with pytest.raises(ValueError, match="one JSON object a line in .*results.jsonl, found none in line 1"):
         Results(tmp_path).read()
     path.write_bytes(b"{}\n" + whole)
-    with pytest.raises(ValueError, match="a result in line 1"):
+    with pytest.raises(ValueError, match="settings, with those of the data, in line 1"):
         Results(tmp_path).read()
+
+
+OWN = {"method": "bce", "noise": "none", "noise_rate": None, "seed": 0}
+LINE = {**OWN, "map": 50.0, "groups": {}, "epochs": [], "settings": {**OWN, "data": {"recipe": "digits"}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        *[({name: None}, "a method and a known noise") for name in ("method", "noise")],
+        ({"noise": "snow"}, "a method and a known noise"),
+        ({"seed": None}, "a seed and a noise rate"),
+        ({"noise_rate": "0.2"}, "a seed and a noise rate"),
+        *[({name: None}, "mAP, and that of the class groups,") for name in ("map", "groups")],
+        ({"epochs": [1.0]}, "a list of epochs"),
+        ({"settings": {**OWN}}, "settings, with those of the data,"),
+        ({"settings": {"data": {}, "method": "bce"}}, "a method and a known noise"),
+    ],
+)
+def test_a_line_that_lacks_something_is_named(tmp_path, change, lacks):
+    broken = {name: value for name, value in (LINE | change).items() if value is not None or name == "noise_rate"}
+    path = tmp_path / "results.jsonl"
+    path.write_text(f"{json.dumps(LINE)}\n{json.dumps(broken)}\n", "utf-8")
+    with pytest.raises(ValueError, match=f"Expected {lacks} in line 2 of .*results.jsonl.*its run is repeated"):
+        Results(tmp_path).read()
+
+
+@pytest.mark.parametrize("text", ['{"cell": "a"}\n', "[]\n{}\n", '{"cell": "a", "method": "bce", "work": "w"}\n'])
+def test_damaged_times_say_what_they_are_for(tmp_path, text):
+    (tmp_path / "times.jsonl").write_text(text, "utf-8")
+    with pytest.raises(ValueError, match="line 1 of|line 1. .*only serves to tell the time left"):
+        Results(tmp_path).read_times()
 
 
 def test_what_a_kill_left_behind_a_result_is_removed(compare, tmp_path):

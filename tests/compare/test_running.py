@@ -23,7 +23,8 @@ QUICK += [
     "--save_steps=3",
     "--augmentation=affine",
 ]
-GRID = ["--methods", "bce", "balancemix", "--noises", "none", "mislabel:0.4", "--seeds", "2"]
+# Refreshed after each of its epochs, so that diagnostics of several are there before the last.
+GRID = ["--methods", "bce", "balancemix", "--noises", "none", "mislabel:0.4", "--seeds", "2", "--num_train_epochs=4"]
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +72,16 @@ def alone(pictures, tmp_path_factory):
 def test_killed_in_the_middle_of_a_run_and_started_again(pictures, alone, tmp_path):
     results, cells = tmp_path / "results.jsonl", tmp_path / "cells"
     process = start([*SCRIPT, *words(pictures, tmp_path)])
-    wait_for(process, lambda: results.exists() and list(cells.glob("balancemix-*/checkpoint-*/trainer_state.json")))
+    # Of 24 steps, in the fourth epoch.
+    wait_for(process, lambda: results.exists() and list(cells.glob("balancemix-*/checkpoint-21/trainer_state.json")))
     kill_family(process)
     process.stdout.close()
     before = results.read_bytes()
     done = [json.loads(line)["cell"] for line in before.splitlines()]
     assert 0 < len(done) < 8
     (broken,) = [folder for folder in cells.iterdir() if folder.name.rpartition("-")[2] not in done]
-    assert complete_checkpoints(broken)
+    state = json.loads((complete_checkpoints(broken)[-1] / "trainer_state.json").read_text("utf-8"))
+    assert len([entry for entry in state["log_history"] if "refresh_seconds" in entry]) >= 2
     printed = run([*SCRIPT, *words(pictures, tmp_path)])
     assert f"8 runs, {len(done)} of them finished earlier" in printed
     assert results.read_bytes() == alone

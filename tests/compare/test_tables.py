@@ -1,4 +1,4 @@
-"""Tables of results against numbers counted by hand, and the paper's numbers beside ours."""
+"""Tables of results against numbers counted by hand, in every format."""
 
 import csv
 import io
@@ -11,11 +11,11 @@ import pytest
 from hf_balancemix.compare import main
 from hf_balancemix.compare.cells import once, plan_cells, read_requests
 from hf_balancemix.compare.command import read_options
+from hf_balancemix.compare.grid import ORDER, preset_path
 from hf_balancemix.compare.show import rows_of_file, rows_of_grid
 from hf_balancemix.reports.comparison import Row, mean_ranks, summary, tables
 from hf_balancemix.reports.formats import FORMATS, Table, Value
-from hf_balancemix.reports.paper import PAPER_NAMES, paper_number, paper_results
-from tests.distributed.launch import ROOT
+from hf_balancemix.training.methods import METHODS
 
 
 def result(method, noise="none", rate=None, seed=0, value=50.0, recipe="digits", groups=None, epochs=(), **settings):
@@ -29,8 +29,8 @@ def result(method, noise="none", rate=None, seed=0, value=50.0, recipe="digits",
     }
 
 
-def row(method, *runs, label=None):
-    return Row(label or method, label, tuple(runs))
+def row(method, *runs):
+    return Row(method, tuple(runs))
 
 
 def shown(table):
@@ -72,7 +72,8 @@ def test_noises():
     # over the two noises that both have: asl is first on clean labels by a hair, bce under flips
     assert (found["bce", "mean rank"].mean, found["asl", "mean rank"].mean) == (1.5, 1.5)
     assert "over the 2 of 3 noises" in table.note
-    assert "mean ± standard error (seeds)" in table.title
+    assert "mean ± standard error (seeds)" in FORMATS["text"]([table]).splitlines()[0]
+    assert (found["asl", "mean"].seeds, found["bce", "mean rank"].seeds) == (0, 0)
 
 
 def test_groups_like_tables_1_and_2():
@@ -131,121 +132,62 @@ def test_best_epoch_and_sampler():
     }
 
 
-@pytest.mark.parametrize(
-    ("run", "group", "table", "number"),
-    [
-        (result("bce", recipe="COCO"), "all", None, 83.4),
-        (result("bce", "mislabel", 0.4, recipe="COCO"), "all", None, 63.8),  # Table 1
-        (result("bce", "mislabel", 0.4, recipe="COCO"), "all", "5", 63.3),
-        (result("bce", "mislabel", 0.4, recipe="COCO"), "few", "5", 48.0),  # only Table 1 has groups
-        (result("balancemix", recipe="COCO"), "all", "5", 85.3),
-        (result("balancemix", recipe="COCO"), "all", "1", 85.2),
-        (result("balancemix_no_minority", "flip", 0.4, recipe="COCO"), "all", None, 73.0),
-        (result("ll_ct", "single_positive", recipe="VOC"), "few", None, 88.3),
-        (result("t_estimator", recipe="DeepFashion"), "medium", None, 84.8),
-        (result("co_teaching", "flip", 0.4, recipe="VOC"), "all", "9", 70.0),
-        (result("co_teaching", "flip", 0.4, recipe="VOC"), "all", "11", 70.3),
-        (result("balancemix", "mislabel", 0.4, recipe="VOC"), "share 75%", None, 7.0),
-        (result("mixup", "mean", recipe="COCO"), "all", "5", 72.5),
-        (result("focal", recipe="COCO"), "all", None, None),
-        (result("bce"), "all", None, None),
-        (result("bce", "mislabel", 0.3, recipe="COCO"), "all", None, None),
-    ],
-)
-def test_the_papers_numbers(run, group, table, number):
-    assert paper_number(run, None, group, table) == number
-
-
-def test_the_papers_numbers_of_rows_with_a_label():
-    run = result("balancemix", "mislabel", 0.4, recipe="COCO")
-    assert paper_number(run, "mix_alpha 8", "few", "12") == 63.2
-    assert paper_number(run, "mix_alpha 8", "few", "8") == 60.1
-    assert paper_number(run, "relabel_threshold 0.95", "all", "8") == 81.5
-    assert paper_number(run, "mean_positive", "all", None) is None  # ours, not the paper's
-    borrowed = result("balancemix", recipe="COCO")
-    borrowed["settings"]["data"]["year"] = "2014"
-    assert paper_number(borrowed, "BalanceMix / TResNet-L / 640px", "all", "6") == 91.7
-
-
-def test_labels_of_the_presets_are_the_papers():
-    rows = {(r["table"], r["method"]) for r in paper_results()}
-    for name in ("6", "8", "12"):
-        grid = read_options(["coco", f"--config={ROOT / 'recipes' / 'tables' / f'table{name}.yaml'}"]).grid
-        assert all((name, block.label) in rows for block in grid.blocks)
-    assert {method for methods in PAPER_NAMES.values() for method in methods} <= {method for _, method in rows}
-
-
-def test_the_paper_beside_ours():
-    rows = [
-        row("bce", *(result("bce", kind, rate, recipe="COCO") for kind, rate in NOISES_OF_TABLE_5)),
-        row("mixup", *(result("mixup", kind, rate, recipe="COCO", value=90) for kind, rate in NOISES_OF_TABLE_5)),
-    ]
-    (table,) = tables(rows, "noises", "5")
-    found = shown(table)
-    assert [
-        found["bce", column].paper for column in ("clean", "mislabel 40%", "flip 40%", "single positive", "mean")
-    ] == [
-        83.4,
-        63.3,
-        43.0,
-        72.6,
-        65.6,
-    ]
-    assert "[the paper's number]" in table.title
-    assert "50.0 [63.3]" in FORMATS["text"](table)
-    assert "**90.0** [67.4]" in FORMATS["markdown"](table)
-
-
-NOISES_OF_TABLE_5 = (("none", None), ("mislabel", 0.4), ("flip", 0.4), ("single_positive", None))
-
-
 TABLE = Table(
-    "a & b_c, 50%; mean ± standard error (seeds), [the paper's number]",
+    "a & b_c, 50%",
     ("method",),
     (("All", "0%"), ("All", "20%"), ("A block with a long name", "0%")),
     (
-        (("co_teaching",), (Value(91.26, 0.35, 3, 80.0, True), None, Value(1.0))),
-        (('{a|b} "c", *d*\n<e>\\',), (Value(9.0), Value(100.0, best=True), Value(2.0, best=True))),
+        (("co_teaching",), (Value(91.26, 0.35, 3, 80.0, True, "1"), None, Value(1.0))),
+        (('{a|b} "c", *d*\n<e>\\',), (Value(9.0, 0.25, 2), Value(100.0, best=True), Value(2.0, best=True))),
     ),
     "x < y & z",
 )
 
 
 def test_text(monkeypatch):
-    lines = FORMATS["text"](TABLE).splitlines()
+    lines = FORMATS["text"]([TABLE]).splitlines()
+    assert lines[0] == "a & b_c, 50%; mean ± standard error (seeds), [the paper's number]"
     assert lines[1].split() == ["All", "A", "block", "with", "a", "long", "name"]
     assert lines[1].index("A block") == lines[2].rindex("0%")
     assert lines[4].split() == ["co_teaching", "91.3", "±", "0.3*", "(3)", "[80.0]", "–", "1.0"]
     assert lines[4].rindex("1.0") == lines[5].rindex("2.0*") == lines[2].rindex("0%")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
-    assert "\033[1m2.0\033[0m" in FORMATS["text"](TABLE)
+    assert "\033[1m2.0\033[0m" in FORMATS["text"]([TABLE])
     monkeypatch.setenv("COLUMNS", "50")
-    narrow = FORMATS["text"](TABLE).splitlines()
+    narrow = FORMATS["text"]([TABLE]).splitlines()
     assert [i for i, line in enumerate(narrow) if line.startswith("method")] == [2, 8]
     assert "20%" in narrow[2]
     assert "20%" not in narrow[8]
 
 
 def test_markdown():
-    lines = FORMATS["markdown"](TABLE).splitlines()
+    lines = FORMATS["markdown"]([TABLE]).splitlines()
     assert lines[2] == "| method | All 0% | All 20% | A block with a long name 0% |"
     assert lines[3] == "| --- | ---: | ---: | ---: |"
     assert lines[4] == "| co_teaching | **91.3 ± 0.3** (3) [80.0] | – | 1.0 |"
-    assert lines[5] == '| {a\\|b} "c", \\*d\\* \\<e\\>\\\\ | 9.0 | **100.0** | **2.0** |'
-    assert lines[-1] == "x < y & z"
+    assert lines[5] == '| {a\\|b} "c", \\*d\\* \\<e\\>\\\\ | 9.0 ± 0.2 (2) | **100.0** | **2.0** |'
+    assert lines[-1] == r"x \< y & z"
 
 
-def test_csv():
-    rows = list(csv.reader(io.StringIO(FORMATS["csv"](TABLE))))
-    header = "table, method, All 0%, All 0% error, All 0% seeds, All 0% paper, All 20%, A block with a long name 0%"
-    assert rows[0] == header.split(", ")
-    assert rows[1] == [TABLE.title, "co_teaching", "91.2600", "0.3500", "3", "80.0000", "", "1.0000"]
-    assert rows[2][1:] == ['{a|b} "c", *d*\n<e>\\', "9.0000", "", "1", "", "100.0000", "2.0000"]
+def test_csv_is_long():
+    other = Table("of parts", ("method", "training"), (("flip", "share"),), ((("bce", "25%"), (Value(3.0),)),))
+    rows = list(csv.reader(io.StringIO(FORMATS["csv"]([TABLE, other]))))
+    header = "table, method, training, block, column, mean, standard_error, seeds, paper, paper_table"
+    name = '{a|b} "c", *d*\n<e>\\'
+    assert rows == [
+        header.split(", "),
+        [TABLE.title, "co_teaching", "", "All", "0%", "91.2600", "0.3500", "3", "80.0000", "1"],
+        [TABLE.title, "co_teaching", "", "A block with a long name", "0%", "1.0000", "", "1", "", ""],
+        [TABLE.title, name, "", "All", "0%", "9.0000", "0.2500", "2", "", ""],
+        [TABLE.title, name, "", "All", "20%", "100.0000", "", "1", "", ""],
+        [TABLE.title, name, "", "A block with a long name", "0%", "2.0000", "", "1", "", ""],
+        ["of parts", "bce", "25%", "flip", "share", "3.0000", "", "1", "", ""],
+    ]
 
 
 def test_latex_is_well_formed():
-    made = FORMATS["latex"](TABLE)
+    made = FORMATS["latex"]([TABLE])
     bare = re.sub(r"\\[{}&%#$_]", "", made)  # escaped signs are text
     depth = 0
     for sign in bare:
@@ -255,14 +197,24 @@ def test_latex_is_well_formed():
     assert bare.count("$") % 2 == 0
     assert "%" not in bare
     rows = [line for line in bare.splitlines() if line.endswith(r"\\") and "&" in line]
-    assert len(rows) == 4
+    assert len(rows) == 5  # two of headers, one of the paper's numbers
     for line in rows:
         spans = sum(int(count) - 1 for count in re.findall(r"\\multicolumn\{(\d+)\}", line))
         assert line.count("&") + spans == 3
     assert re.search(r"\\begin\{tabular\}\{l\|cc\|c\}", made)
-    assert r"\textbf{91.3 $\pm$ 0.3 (3) [80.0]}" in made
-    assert r"co\_teaching" in made
+    assert r"co\_teaching & \textbf{91.3}{\tiny$\pm$0.3} & -- & 1.0 \\" in made
+    assert r"\quad paper & 80.0 &  &  \\" in made
+    assert (
+        r"\caption{a \& b\_c, 50\%; mean $\pm$ standard error of 2 to 3 seeds; below them the paper's numbers}" in made
+    )
     assert made.count(r"\begin{") == made.count(r"\end{")
+
+
+def test_latex_takes_no_name_for_an_option_of_the_row_before():
+    """Behind a row's end it reads [...] as a distance, and a star as another kind of end."""
+    made = FORMATS["latex"]([Table("t", ("method",), (("", "a"),), ((("[x]",), (Value(1.0),)), (("*y",), (None,))))])
+    assert not re.search(r"\\\\\s*[\[*]", made)
+    assert "{[}x{]}" in made
 
 
 def write_results(folder, lines):
@@ -280,12 +232,13 @@ def test_rows_of_a_file_keep_variants_apart():
         result("bce", large_loss_rate=0.1),
         result("bce", seed=1, large_loss_rate=0.2),
     ]
-    rows = rows_of_file(lines)
+    rows = rows_of_file(lines, ["balancemix", "bce"], {"bce": "BCE"})
     assert [(row.name, len(row.runs)) for row in rows] == [
-        ("bce", 2),  # which never reads that option
         ("balancemix (minority_score=mean_positive)", 1),
         ("balancemix (minority_score=eq3)", 2),
+        ("BCE", 2),  # which never reads that option
     ]
+    assert set(ORDER) == set(METHODS)
 
 
 def grid_cells(*words):
@@ -312,15 +265,26 @@ def test_rows_of_a_grid_find_results_whatever_the_data(tmp_path):
         named = {name: settings[name] for name in ("method", "noise", "noise_rate", "seed")}
         if settings["method"] == "bce":
             lines.append({**named, "map": 1.0, "groups": {}, "epochs": [], "settings": settings})
-    rows = rows_of_grid(cells, lines)
-    assert [(row.name, row.label, len(row.runs)) for row in rows] == [
-        ("bce", None, 2),
-        ("bce, fast", "fast", 1),
-        ("again", "again", 1),
+    rows = rows_of_grid(cells, lines, {"bce": "BCE"})
+    assert [(row.name, len(row.runs)) for row in rows] == [
+        ("BCE", 2),
+        ("BCE, fast", 1),
+        ("again", 1),
     ]
 
 
-def test_show(tmp_path, capsys, monkeypatch):
+def test_a_run_that_two_blocks_ask_for_counts_once_in_a_row(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "grid:\n  - {methods: [bce], noises: [none]}\n  - {methods: [bce], noises: [none], seeds: 2}\n", "utf-8"
+    )
+    cells = grid_cells(f"--config={path}")
+    lines = [{**line, "settings": cell.plan.settings} for cell in once(cells) for line in [result("bce")]]
+    (row,) = rows_of_grid(cells, lines, {})
+    assert len(row.runs) == 2
+
+
+def test_show(tmp_path, capsys):
     groups = {"rare": 30.0}
     lines = [result("bce", groups=groups), result("mixup", groups=groups, value=60)]
     write_results(tmp_path / "out", lines)
@@ -330,14 +294,16 @@ def test_show(tmp_path, capsys, monkeypatch):
         printed = capsys.readouterr().out
         assert sign in printed
         assert "Rare" in printed or "rare" in printed
+        assert ("Mixup" in printed) == (form == "latex")
     main([*words, "--layout", "noises"])
     assert "by class group" not in capsys.readouterr().out
-    main([*words, "--methods", "bce", "--num_train_epochs=3"])
+    main([*words, "--methods", "bce", "--large_loss_rate=3"])  # which bce does not read
     assert "mixup" not in capsys.readouterr().out
     for nothing in (
         ["--methods", "asl"],
         ["--noises", "flip:0.2"],
-        [f"--config={ROOT / 'recipes' / 'tables' / 'digits.yaml'}"],
+        [f"--config={preset_path('digits')}"],
+        ["--seed=1"],
     ):
         with pytest.raises(SystemExit):
             main([*words, *nothing])
@@ -346,6 +312,35 @@ def test_show(tmp_path, capsys, monkeypatch):
         main(["voc", *words[1:]])
     assert "found 2 others, of digits" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main([*words, "--layout", "labels"])
+    assert "what --layout labels shows, found none" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main(["digits", f"--output_dir={tmp_path / 'empty'}", "--show"])
     assert re.search("found no such file. Run the comparison first", capsys.readouterr().err)
     assert not (tmp_path / "empty").exists()
+
+
+def test_show_picks_out_what_the_options_of_the_recipe_say(tmp_path, capsys):
+    settings = grid_cells("--methods", "mixup", "--noises", "none")[0].plan.settings
+    wide = {"mix_alpha": 8.0, "images_per_step": 32, "num_train_epochs": "9"}
+    changes = [{}, {"seed": 1}, {"seed": 2}, *({name: value} for name, value in wide.items())]
+    lines = []
+    for value, change in enumerate(changes, start=91):
+        line = result("mixup", seed=change.get("seed", 0), value=value)
+        lines.append({**line, "settings": {**settings, **change}})
+    write_results(tmp_path, lines)
+
+    def shown(*words):
+        main(["digits", "--show", f"--output_dir={tmp_path}", "--format=csv", "--layout=noises", *words])
+        rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        return [(row["mean"], row["seeds"]) for row in rows if row["block"] == "clean"]
+
+    assert len(shown()) == 4
+    assert shown("--mix_alpha=8") == [("94.0000", "1")]
+    assert shown("--total_batch_size=32") == [("95.0000", "1")]
+    assert shown("--per_device_train_batch_size=16", "--gradient_accumulation_steps=2") == [("95.0000", "1")]
+    assert shown("--num_train_epochs=9.0") == [("96.0000", "1")]
+    own = ["--mix_alpha=4", "--total_batch_size=64", "--num_train_epochs=150", "--optim=adamw_torch_fused"]
+    assert shown(*own) == [("92.0000", "3")]
+    assert shown(*own, "--seeds=2") == [("91.5000", "2")]
+    assert shown(*own, "--seed=1", "--seeds=1") == [("92.0000", "1")]
