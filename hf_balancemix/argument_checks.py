@@ -92,7 +92,8 @@ def check_method_arguments(args: Any) -> None:
     if args.focal_alpha is not None:
         _in_range("focal_alpha", args.focal_alpha, 0.0, 1.0, "positives get this weight, negatives the rest of 1")
     _in_range("asl_margin", args.asl_margin, 0.0, 1.0, "it is a probability")
-    _in_range("large_loss_rate", args.large_loss_rate, 0.0, 100.0, "it is in percent per epoch")
+    if args.large_loss_rate is not None:
+        _in_range("large_loss_rate", args.large_loss_rate, 0.0, 100.0, "it is in percent per epoch")
     _in_range("validation_fraction", args.validation_fraction, 0.0, 0.5, "it is the share that is held out")
     _in_range("cutout", args.cutout, 0.0, 1.0, "it is a share of the image's side; 0 is off")
     _in_range("ema_decay", args.ema_decay, 0.0, 0.999999, "it is a decay below 1; 0 is off")
@@ -105,6 +106,20 @@ def check_method_arguments(args: Any) -> None:
         raise ValueError(
             "Expected 0 <= `medium_shot_from` <= `many_shot_from`, found "
             f"{args.medium_shot_from} and {args.many_shot_from}."
+        )
+
+
+def check_plain_mixup(args: Any, trainer: str) -> None:
+    """Refuse samplers of pairs, one of which is the default, where images are mixed within their batch or not at all.
+
+    Raises:
+        ValueError: Naming the sampler.
+    """
+    if args.second_sampler not in ("batch", "none"):
+        raise ValueError(
+            f"Expected `second_sampler` batch or none with {trainer}, found {args.second_sampler!r}, which is for the "
+            "pairs of BalanceMixTrainer. Say 'batch' to mix images as the paper's comparison does (plain Mixup), or "
+            "'none'."
         )
 
 

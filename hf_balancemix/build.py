@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,7 @@ from hf_balancemix.checks import own_class_names
 from hf_balancemix.connection import prepare_hub
 from hf_balancemix.messages import nearest
 from hf_balancemix.modeling.configuration_balancemix import BalanceMixConfig
-from hf_balancemix.modeling.heads import HEADS
+from hf_balancemix.modeling.heads import HEADS, check_head_options
 from hf_balancemix.modeling.modeling_balancemix import BalanceMixForImageClassification
 
 __all__ = ["HEADS", "SMALL_RESNET", "ImageSizeError", "build_model", "usable_image_size"]
@@ -67,32 +67,35 @@ def build_model(
 
     Args:
         backbone: A timm name (``resnet50.tv_in1k``), whose head is always drawn anew; a Hub name
-            (``google/vit-base-patch16-224``) or a local folder with a checkpoint, whose head is kept if it is of the
-            kind asked for and was made for the same classes, and drawn anew if it is of another kind or has another
-            number of outputs; or ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, from a config
-            and always drawn at random.
-        class_names: The K names.
+            (``google/vit-base-patch16-224``) or a local folder with a checkpoint, whose head is drawn anew if it is of
+            another kind than asked for and kept if it was made for the same classes; of a head for another number of
+            classes only the tensors of that size are drawn anew (the linear layer, but not a decoder's layers); or
+            ``small_resnet``: a ResNet of 0.7 M parameters for small pictures, from a config, always drawn at random.
+        class_names: The K names, each once.
         image_size: Side in pixels, at least 8; pictures are squashed to a square. ``None`` takes the backbone's own
             size.
         pretrained: Load weights; otherwise draw them at random.
         head: One of ``HEADS``.
         head_options: Arguments of the head's class (``{"num_queries": 50}`` for ``ml_decoder``).
-        word_vectors: (K, W), makes ``ml_decoder`` the zero-shot variant.
+        word_vectors: (K, W) numbers, makes ``ml_decoder`` the zero-shot variant.
 
     Returns:
         The model and an image processor, both of which ``save_pretrained`` writes for the Auto classes.
 
     Raises:
+        TypeError: For class names, options or word vectors of another kind.
         ValueError: If the backbone is unknown (the message names the nearest ones) or cannot be loaded, if it is a
-            checkpoint for as many other classes, for an unknown head or option; :class:`ImageSizeError` if it does not
-            take pictures of ``image_size``.
+            checkpoint for as many other classes, for an unknown head or option or a value that it does not take, for
+            class names that come twice; :class:`ImageSizeError` if it does not take pictures of ``image_size``.
     """
+    class_names = _class_names(class_names)
     if image_size is not None and image_size < MIN_IMAGE_SIZE:
         raise ValueError(
             f"Expected `image_size` of at least {MIN_IMAGE_SIZE} pixels, found {image_size}. Leave it unset for the "
             "backbone's own size."
         )
-    options = _head_options(head, head_options, word_vectors)
+    vectors = None if word_vectors is None else _word_vectors(word_vectors, len(class_names))
+    options = _head_options(head, head_options, vectors)
     model, processor, complete = _build(backbone, class_names, image_size, pretrained, head, options)
     if image_size is not None:
         check_size(model, backbone, image_size)
@@ -102,8 +105,8 @@ def build_model(
             processor = squash_processor(cfg["input_size"][-1], cfg["mean"], cfg["std"], cfg["interpolation"])
         size = processor(PIL.Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].shape[-1]
         model = BalanceMixForImageClassification.from_backbone(model, class_names, size, head, options)
-    if word_vectors is not None:
-        model.set_classes(class_names, torch.as_tensor(word_vectors))
+    if vectors is not None:
+        model.set_classes(class_names, vectors)
     elif isinstance(model, BalanceMixForImageClassification) and not model.knows_its_classes:
         raise ValueError(
             f"Expected `word_vectors` of shape ({len(class_names)}, {model.config.head_options['word_vector_dim']}) "
@@ -125,22 +128,78 @@ def usable_image_size(backbone: str, preferred: int | None) -> int | None:
     return preferred
 
 
-def _head_options(head: str, given: Mapping[str, Any] | None, word_vectors: Any) -> dict[str, Any]:
+def _class_names(given: Any) -> list[str]:
+    """Return the class names as a list of plain strings."""
+    if isinstance(given, str | Mapping | Set) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"Expected a list of names as `class_names`, found {type(given).__name__}. Pass one name per class, in "
+            "the order of the outputs."
+        )
+    places: dict[str, int] = {}
+    for number, name in enumerate(given):
+        if not isinstance(name, str):
+            raise TypeError(f"Expected names as `class_names`, found {name!r} as number {number}. Write it as text.")
+        if places.setdefault(str(name), number) != number:
+            raise ValueError(
+                f"Expected each name once in `class_names`, found {name!r} as numbers {places[name]} and {number}. "
+                "Rename one, or merge the two classes."
+            )
+    if not places:
+        raise ValueError("Expected at least one name in `class_names`, found none. Pass one per class.")
+    return list(places)
+
+
+def _word_vectors(given: Any, num_labels: int) -> torch.Tensor:
+    """Return word vectors (K, W) as a tensor."""
+    try:
+        vectors = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"Expected numbers of shape ({num_labels}, width) as `word_vectors`, found {type(given).__name__} "
+            f"({error}). Pass an array or a tensor with one row per class."
+        ) from error
+    if vectors.ndim != 2 or len(vectors) != num_labels or not vectors.numel() or vectors.is_complex():
+        raise ValueError(
+            f"Expected real `word_vectors` of shape ({num_labels}, width), one row for each of {num_labels} classes, "
+            f"found {vectors.dtype} of shape {tuple(vectors.shape)}. Pass them in the order of `class_names`."
+        )
+    finite = vectors.float().isfinite().all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"Expected finite `word_vectors`, found NaN or infinity in row {row}. Replace the vectors of words that "
+            "have none, by their mean for instance."
+        )
+    return vectors
+
+
+def _head_options(head: str, given: Any, word_vectors: torch.Tensor | None) -> dict[str, Any]:
     """Return the options of a head; refuse what does not belong to it."""
     if head not in HEADS:
         raise ValueError(
             f"Expected a head among {', '.join(HEADS)}, found {head!r}{nearest(head, HEADS)}. Choose one."
         )
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(
+            f"Expected a mapping from names to values as `head_options`, found {type(given).__name__}. Write for "
+            'instance {"num_heads": 4}.'
+        )
     options = dict(given or {})
     if head == "linear" and options:
         raise ValueError(f"Expected no `head_options` with the linear head, found {options}. Leave them out.")
+    check_head_options(head, options)
     if word_vectors is not None:
         if head != "ml_decoder":
             raise ValueError(
                 f"Expected `word_vectors` with the head ml_decoder, found them with {head}. Choose that one, or leave "
                 "them out."
             )
-        options["word_vector_dim"] = torch.as_tensor(word_vectors).shape[-1]
+        width = word_vectors.shape[1]
+        if options.setdefault("word_vector_dim", width) != width:
+            raise ValueError(
+                f"Expected `word_vectors` of the width that `word_vector_dim` says, {options['word_vector_dim']}, "
+                f"found {width}. Leave the option out: the vectors say it."
+            )
     return options
 
 

@@ -1,5 +1,7 @@
 """``build_model`` with a head of ours: which model, which weights, which image processor; what keeps its head."""
 
+import math
+
 import numpy as np
 import pytest
 import timm
@@ -231,7 +233,7 @@ def test_zero_shot(tmp_path):
     assert other(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 2)
     parts = ("`word_vectors` of shape (2, 300)", "found none")
     tiny.refused(ValueError, parts, build_model, str(tmp_path), ("owl", "yak"), head="ml_decoder")
-    parts = ("each of 5 classes, found 4",)
+    parts = ("each of 5 classes", "of shape (4, 300)")
     tiny.refused(ValueError, parts, save_small, tmp_path, word_vectors=words[:4])
 
 
@@ -251,6 +253,57 @@ def test_zero_shot(tmp_path):
 def test_refused(changes, parts):
     options = {"backbone": "small_resnet", "pretrained": False, **changes}
     tiny.refused(ValueError, parts, build_model, class_names=tiny.NAMES, **options)
+
+
+VECTORS = np.ones((5, 4))
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "parts"),
+    [
+        (TypeError, {"class_names": "abc"}, ("a list of names as `class_names`, found str",)),
+        (TypeError, {"class_names": {"a", "b"}}, ("in the order of the outputs", "found set")),
+        (TypeError, {"class_names": {0: "a", 1: "b"}}, ("found dict",)),
+        (TypeError, {"class_names": 5}, ("found int",)),
+        (TypeError, {"class_names": ("a", 1)}, ("found 1 as number 1", "Write it as text")),
+        (ValueError, {"class_names": ["a", "ü\n", "b", "ü\n"]}, ("each name once", r"found 'ü\n' as numbers 1 and 3")),
+        (ValueError, {"class_names": iter(())}, ("at least one name", "found none")),
+        (TypeError, {"head_options": "dim"}, ("a mapping", "`head_options`, found str")),
+        (TypeError, {"head_options": ["dim"]}, ("a mapping", "found list")),
+        (ValueError, {"head_options": {"nun_heads": 4}}, ("found 'nun_heads' (did you mean 'num_heads'?)",)),
+        (ValueError, {"head_options": {3: 4}}, ("found 3",)),
+        (ValueError, {"head_options": {"num_labels": 4}}, ("found 'num_labels'",)),
+        (ValueError, {"head_options": {"num_heads": "4"}}, ("a whole number of at least 1", "`num_heads`", "'4'")),
+        (ValueError, {"head_options": {"num_heads": 4.0}}, ("found 4.0",)),
+        (ValueError, {"head_options": {"dim": -8}}, ("option `dim` of the head ml_decoder, found -8",)),
+        (ValueError, {"head_options": {"dropout": math.nan}}, ("from 0 to below 1", "found nan")),
+        (ValueError, {"head_options": {"trainable_queries": "no"}}, ("true or false", "found 'no'")),
+        (TypeError, {"word_vectors": "abc"}, ("numbers of shape (5, width) as `word_vectors`, found str",)),
+        (TypeError, {"word_vectors": [[1, 2], [3]]}, ("found list",)),
+        (TypeError, {"word_vectors": VECTORS.astype(object)}, ("found ndarray",)),
+        (ValueError, {"word_vectors": 1.0}, ("found torch.float32 of shape ()",)),
+        (ValueError, {"word_vectors": VECTORS[0]}, ("each of 5 classes, found torch.float64 of shape (4,)",)),
+        (ValueError, {"word_vectors": VECTORS[:, :0]}, ("of shape (5, 0)",)),
+        (ValueError, {"word_vectors": VECTORS[None]}, ("of shape (1, 5, 4)",)),
+        (ValueError, {"word_vectors": VECTORS * 1j}, ("real `word_vectors`", "complex128")),
+        (ValueError, {"word_vectors": VECTORS.cumsum(0) * 1e38}, ("NaN or infinity in row 3",)),
+        (ValueError, {"word_vectors": VECTORS, "head_options": {"word_vector_dim": 3}}, ("says, 3, found 4",)),
+        (ValueError, {"word_vectors": VECTORS, "head_options": {"num_queries": 3}}, ("without `num_queries`",)),
+    ],
+)
+def test_odd_values(error, changes, parts):
+    options = {"class_names": tiny.NAMES, "pretrained": False, "head": "ml_decoder", **changes}
+    tiny.refused(error, parts, build_model, "small_resnet", image_size=16, **options)
+
+
+def test_names_and_options_of_other_kinds():
+    options = {"num_queries": None, "dim": 8, "num_heads": 2, "dropout": 0}
+    for names in (np.array(tiny.NAMES), iter(tiny.NAMES)):
+        model, _ = build_model("small_resnet", names, 16, head="ml_decoder", head_options=options)
+        assert [type(name) for name in model.config.id2label.values()] == [str] * 5
+        assert model.config.head_options == options
+    words, _ = build_model("small_resnet", ["a", "b"], 16, head="ml_decoder", word_vectors=[[1, 2, 3], [4, 5, 6]])
+    assert words.head.word_vectors.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_a_size_that_the_backbone_does_not_take(tmp_path):

@@ -110,7 +110,8 @@ def focal_loss(
         ValueError: If the shapes differ, a target is neither 0 nor 1, or an option is out of range.
     """
     _in_range("gamma", gamma, math.inf, "0 switches the focusing off")
-    _in_range("alpha", alpha or 0.0, 1, "positives get this weight, negatives the rest of 1")
+    if alpha is not None:
+        _in_range("alpha", alpha, 1, "positives get this weight, negatives the rest of 1")
     logits, targets = _prepared(logits, targets)
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     # 1 − p_t as a sigmoid keeps its digits where p_t rounds to 1.

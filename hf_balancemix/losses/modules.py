@@ -22,6 +22,8 @@ from hf_balancemix.losses.functional import (
     weighted_bce,
 )
 
+_ENTRY = torch.zeros(1, 1, device="cpu")
+
 
 class _Loss(nn.Module, ABC):
     """Reduces the entries of a loss as Eq. 1 does, over the batch or over the whole optimiser step."""
@@ -72,11 +74,12 @@ class BCELoss(_Loss):
 
 
 class FocalLoss(_Loss):
-    """:func:`focal_loss` with its parameters."""
+    """:func:`focal_loss` with its parameters, which are checked at once."""
 
     def __init__(self, gamma: float = 2.0, alpha: float | None = None, class_reduction: str = "sum") -> None:
         super().__init__(class_reduction)
         self.gamma, self.alpha = gamma, alpha
+        self.entries(_ENTRY, _ENTRY)  # refuses what is out of range
 
     def entries(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the (B, K) losses."""
@@ -84,7 +87,7 @@ class FocalLoss(_Loss):
 
 
 class AsymmetricLoss(_Loss):
-    """:func:`asymmetric_loss` with its parameters."""
+    """:func:`asymmetric_loss` with its parameters, which are checked at once."""
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class AsymmetricLoss(_Loss):
         super().__init__(class_reduction)
         self.gamma_negative, self.gamma_positive = gamma_negative, gamma_positive
         self.margin, self.detach_weight = margin, detach_weight
+        self.entries(_ENTRY, _ENTRY)  # refuses what is out of range
 
     def entries(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the (B, K) losses."""
@@ -105,11 +109,15 @@ class AsymmetricLoss(_Loss):
 
 
 class LargeLoss(_Loss):
-    """:func:`large_loss` with its parameters; set ``rate`` anew at each epoch (:func:`large_loss_rate`)."""
+    """:func:`large_loss` with its parameters, which are checked at once.
+
+    Set ``rate`` anew at each epoch (:func:`large_loss_rate`).
+    """
 
     def __init__(self, rate: float = 0.0, correct: bool = False, class_reduction: str = "sum") -> None:
         super().__init__(class_reduction)
         self.rate, self.correct = rate, correct
+        self.entries(_ENTRY, _ENTRY)  # refuses what is out of range
 
     def entries(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the (B, K) losses."""

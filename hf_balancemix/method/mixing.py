@@ -26,7 +26,7 @@ def draw_lambda(mix_alpha: float, seeds: Sequence[int | Sequence[int]], folded: 
     """Draw one coefficient λ ~ Beta(α, α) per pair, folded into [½, 1] (Eq. 5) or as it is (plain Mixup).
 
     Each coefficient depends on its own seed alone: a pair is mixed in the same way whatever batch, process or resumed
-    run it falls into. The mean of λ is .75, .6875, .6367, .5982 for α = 1, 2, 4, 8.
+    run it falls into. The mean of a folded λ is .75, .6875, .6367, .5982 for α = 1, 2, 4, 8; of another it is ½.
 
     Args:
         mix_alpha: α ≥ 0. With 0 every λ is 1, the limit of the folded distribution: the minority half then has no

@@ -6,9 +6,10 @@ Every head takes a map (B, C, H, W) or tokens (B, N, C) and returns (B, K) logit
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -48,14 +49,42 @@ def build_head(name: str, feature_dim: int, num_labels: int, **options: Any) -> 
     """
     if name not in _CLASSES:
         raise ValueError(f"Expected a head among {', '.join(HEADS)}, found {name!r}. Choose one of these.")
-    make = _CLASSES[name]
-    known = [option for option in inspect.signature(make).parameters if option not in ("feature_dim", "num_labels")]
-    if unknown := [option for option in options if option not in known]:
-        raise ValueError(
-            f"Expected options of the head {name} ({', '.join(known) or 'it has none'}), found "
-            f"{', '.join(map(repr, unknown))}. Correct the name, or leave it out."
-        )
-    return make(feature_dim, num_labels, **options)
+    check_head_options(name, options)
+    return _CLASSES[name](feature_dim, num_labels, **options)
+
+
+def check_head_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a head does not have, and values that are not of their kind.
+
+    Args:
+        name: One of ``HEADS``.
+        options: Arguments of the head's class, without the sizes that the backbone and the classes decide.
+
+    Raises:
+        ValueError: Naming the option and its value.
+    """
+    parameters = dict(inspect.signature(_CLASSES[name]).parameters)
+    known = {
+        option: parameters[option].default for option in parameters if option not in ("feature_dim", "num_labels")
+    }
+    for option, value in options.items():
+        if option not in known:
+            near = difflib.get_close_matches(str(option), known, n=1)
+            raise ValueError(
+                f"Expected options of the head {name} ({', '.join(known) or 'it has none'}), found {option!r}"
+                f"{f' (did you mean {near[0]!r}?)' if near else ''}. Correct the name, or leave it out."
+            )
+        if isinstance(known[option], bool):
+            wanted, right = "true or false", isinstance(value, bool)
+        elif isinstance(known[option], float):
+            wanted, right = "a number from 0 to below 1", type(value) in (int, float) and 0 <= value < 1
+        else:
+            wanted = "a whole number of at least 1"
+            right = (type(value) is int and value >= 1) or (value is None and known[option] is None)
+        if not right:
+            raise ValueError(
+                f"Expected {wanted} as option `{option}` of the head {name}, found {value!r}. Correct it."
+            )
 
 
 class LinearHead(Head):
@@ -165,13 +194,13 @@ class MLDecoder(Head):
                 "option."
             )
         width = self.word_vectors.shape[1]
-        if word_vectors.ndim != 2 or word_vectors.shape[1] != width or not word_vectors.isfinite().all():
+        vectors = word_vectors.detach().clone().to(self.word_vectors)  # may be too large for the model's precision
+        if vectors.ndim != 2 or vectors.shape[1] != width or not vectors.isfinite().all():
             raise ValueError(
-                f"Expected finite word vectors of shape (classes, {width}), found {tuple(word_vectors.shape)}"
-                f"{'' if word_vectors.isfinite().all() else ' with NaN or infinity'}. One row per class."
+                f"Expected finite word vectors of shape (classes, {width}), found {tuple(vectors.shape)}"
+                f"{'' if vectors.isfinite().all() else ' with NaN or infinity'}. One row per class."
             )
-        self.num_labels = len(word_vectors)
-        self.word_vectors = word_vectors.detach().clone().to(self.word_vectors)
+        self.num_labels, self.word_vectors = len(vectors), vectors
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (B, K) logits of (B, C, H, W) or (B, N, C) features."""

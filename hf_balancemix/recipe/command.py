@@ -100,6 +100,9 @@ def read_command(recipe: Recipe, argv: list[str]) -> Command:
     methods = [options.method] if options.method else options.methods
     adjust_to_noise_and_processes(options, args, parser.given)
     check_options(options, args, methods, parser.given)
+    own_length = args.num_train_epochs == recipe.defaults.get("num_train_epochs") and args.max_steps <= 0
+    if "large_loss_rate" not in parser.given and not own_length:
+        args.large_loss_rate = None  # the recipe's rate is for its own epochs
     for name in DATA_OPTIONS:
         if name in parser.given and name not in recipe.trainer_options:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hf_balancemix.data.noise import NOISE_KINDS, NoiseSpec
 from hf_balancemix.modeling.heads import HEADS
+from hf_balancemix.recipe.head_options import read_head_options
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.co_teaching import CoTeachingTrainer
@@ -76,6 +78,10 @@ class RecipeArguments:
             "choices": list(HEADS),
         },
     )
+    head_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Options of the head as JSON: '{\"dim\": 384}'.", "metavar": "JSON"},
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the (square) input in pixels; the backbone's own unless set."}
     )
@@ -104,6 +110,9 @@ class RecipeArguments:
     resume: bool = field(
         default=False, metadata={"help": "Go on in an output_dir: finished runs are kept, a broken-off one resumes."}
     )
+
+    def __post_init__(self) -> None:
+        self.head_options = read_head_options(self.head, self.head_options)
 
 
 def chosen_steps(args: BalanceMixTrainingArguments, given: set[str]) -> set[str]:
@@ -193,6 +202,11 @@ def check_options(
             f"Expected --{name} unset, found it: a recipe reports every epoch and the last one, and choosing an epoch "
             "by its test mAP would flatter the result. Leave it out."
         )
+    schedule = sorted(given & {"lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"})
+    if args.one_cycle and schedule:
+        raise ValueError(
+            f"Expected no --{schedule[0]} with --one_cycle, which is a schedule of its own, found both. Leave one out."
+        )
     if training:
         for method in methods:
             _check_method(method, args, given)
@@ -205,6 +219,9 @@ def _check_method(method: str, args: BalanceMixTrainingArguments, given: set[str
                 f"Expected --{name} {value} with method {method}, which is defined by it, found "
                 f"{getattr(args, name)}. Leave it out, or choose another method."
             )
+    own = copy.copy(args)
+    vars(own).update(METHODS[method].options)
+    METHODS[method].trainer.check_arguments(own)
     if METHODS[method].trainer is TEstimatorTrainer and args.max_steps <= 0:
         check_stages(args, args.num_train_epochs)
     refinement = METHODS[method].options.get("refinement", args.refinement)
@@ -265,6 +282,7 @@ def plan_run(
         "data": data,
         "backbone": options.backbone,
         "head": options.head,
+        "head_options": options.head_options,
         "pretrained": options.pretrained,
         "image_size": options.image_size,
         "noise": options.noise,

@@ -17,6 +17,7 @@ from hf_balancemix.recipe.job import write_json
 # A bar that is written to a file gets a line each time.
 _SECONDS = 0.5 if sys.stderr.isatty() else 30.0
 _LINES_PER_RUN = 10
+_NAMES = {"map": "mAP", "ema_map": "EMA mAP"}
 
 
 class Progress(TrainerCallback):
@@ -70,8 +71,9 @@ class Progress(TrainerCallback):
         if self.bar is None or "eval_map" not in metrics:
             return
         groups = [name for name in ("many", "medium", "few") if f"eval_{name}" in metrics]
-        shown = ["map", *groups] if len(groups) > 1 else ["map"]  # a single group says the same again
-        text = ", ".join(f"{'mAP' if name == 'map' else name} {metrics[f'eval_{name}']:.1f}" for name in shown)
+        shown = ["map", "ema_map", *(groups if len(groups) > 1 else [])]  # a single group says the same again
+        found = [(_NAMES.get(name, name), metrics[f"eval_{name}"]) for name in shown if f"eval_{name}" in metrics]
+        text = ", ".join(f"{name} {value:.1f}" for name, value in found)
         self.bar.set_postfix_str(text, refresh=False)
         epoch, every = round(state.epoch or 0), math.ceil(state.num_train_epochs / _LINES_PER_RUN)
         if state.is_world_process_zero and epoch % every == 0:

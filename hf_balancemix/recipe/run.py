@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from hf_balancemix.recipe.progress import Progress, Stopwatch
 from hf_balancemix.report import MultiLabelReport, multilabel_report
 from hf_balancemix.reports.predictions import ScoreWriter
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
-from hf_balancemix.training.checkpoints import complete_checkpoints
+from hf_balancemix.training.checkpoints import complete_checkpoints, load_weights
 from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.multilabel import MultiLabelTrainer
@@ -38,17 +39,22 @@ _PREDICT_ROWS = 1000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Logits (N, K) on the test split, and the report on them."""
+    """Logits (N, K) on the test split, and the report on them; the mAP of averaged weights, if there are any."""
 
     logits: npt.NDArray[Any]
     report: MultiLabelReport
     groups: dict[str, float]
+    ema_map: float | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return mAP, that of each group, and AP per class, in points; a class without positives has None."""
+        """Return mAP, that of averaged weights, of each group, and AP per class; a class without positives has None.
+
+        All in points, and all but ``ema_map``, which only is there with ``ema_decay``, of the model as it was trained.
+        """
         per_class = zip(self.report.class_names, self.report.ap, strict=True)
         return {
             "map": self.report.map,
+            **({} if self.ema_map is None else {"ema_map": self.ema_map}),
             "groups": self.groups,
             "per_class_ap": {name: None if np.isnan(ap) else 100 * float(ap) for name, ap in per_class},
         }
@@ -70,8 +76,9 @@ def train(job: Job, plan: Plan, progress: TrainerCallback | None = None) -> tupl
     if options.noise != "none":
         training_split = inject_noise(training_split, noise_spec(options, settings["seed"]))
     set_seed(args.seed)
-    wanted = (options.backbone, job.class_names, options.image_size, options.pretrained, options.head)
-    build = partial(build_model, *wanted)
+    wanted = (options.backbone, job.class_names, options.image_size, options.pretrained)
+    head_options = cast("dict[str, Any] | None", options.head_options)  # no longer text
+    build = partial(build_model, *wanted, options.head, head_options)
     model, processor = build()
     method, networks = METHODS[settings["method"]], {}
     if issubclass(method.trainer, CoTeachingTrainer):
@@ -111,7 +118,9 @@ def load_trained(job: Job, args: BalanceMixTrainingArguments, checkpoint: str | 
     model, processor = load_checkpoint(checkpoint)
     second = Path(checkpoint) / SECOND_NETWORK
     if args.evaluated_network == "mean" and second.is_dir():
-        model = NetworkPair(model, type(model).from_pretrained(second), "mean")
+        other = copy.deepcopy(model)
+        load_weights(other, str(second))
+        model = NetworkPair(model, other, "mean")
     try:
         trainer = MultiLabelTrainer(model, args, eval_dataset=job.splits["test"], processing_class=processor)
     except ValueError as error:
@@ -136,7 +145,8 @@ def evaluate(job: Job, trainer: MultiLabelTrainer) -> Evaluation:
         members = {name: [job.class_names.index(c) for c in classes] for name, classes in job.groups.items()}
     groups = {name: mean_average_precision(report.ap[indices]) for name, indices in members.items()}
     # A group without evaluated classes is absent, not NaN, which JSON does not know.
-    return Evaluation(logits, report, {name: value for name, value in groups.items() if value == value})
+    groups = {name: value for name, value in groups.items() if value == value}
+    return Evaluation(logits, report, groups, (predicted.metrics or {}).get("test_ema_map"))
 
 
 def write_scores(job: Job, evaluation: Evaluation, path: Path) -> None:

@@ -62,7 +62,8 @@ def _labels(last: dict[str, float]) -> str:
 def print_evaluation(checkpoint: str, record: dict[str, Any], path: Path) -> None:
     """Print mAP, that of the groups and the five worst classes of one evaluated model."""
     groups = "".join(f", {name} {value:.1f}" for name, value in record["groups"].items())
-    print(f"\n{checkpoint}: test mAP {record['map']:.1f}{groups}")
+    averaged = f", EMA mAP {record['ema_map']:.1f}" if "ema_map" in record else ""
+    print(f"\n{checkpoint}: test mAP {record['map']:.1f}{averaged}{groups}")
     known = {name: ap for name, ap in record["per_class_ap"].items() if ap is not None}
     worst = sorted(known, key=lambda name: known[name])[:5]
     print(f"lowest AP: {', '.join(f'{name} {known[name]:.1f}' for name in worst)}\nall of it: {path}")

@@ -114,12 +114,13 @@ class BalanceMixTrainingArguments(TrainingArguments):
     one_cycle: bool = _option(
         False,
         "One-cycle learning rate as in the ML-Decoder and ASL scripts: up to learning_rate in the first fifth of the "
-        "steps, then down to nearly 0; takes the place of lr_scheduler_type.",
+        "steps, then down to nearly 0; takes the place of lr_scheduler_type, lr_scheduler_kwargs and warmup_steps, "
+        "which have no effect.",
     )
     channels_last: bool = _option(
         False,
-        "Keep the weights of convolutions with the channels last: faster for most convolutional networks, on GPUs with "
-        "mixed precision above all. The results differ by rounding.",
+        "Keep the weights of convolutions with the channels last: faster for most convolutional networks, on GPUs "
+        "with mixed precision above all. The results differ by rounding.",
     )
     ema_decay: float = _option(
         0.0,
@@ -141,10 +142,11 @@ class BalanceMixTrainingArguments(TrainingArguments):
     asl_detach: bool = _option(
         True, "No gradient through the focusing weight of the asymmetric loss, as in its training scripts."
     )
-    large_loss_rate: float = _option(
-        0.05,
-        "Δ of LL-R and LL-Ct, in percent of a batch's labels and per epoch; the paper takes 0.04 on COCO (50 epochs), "
-        "0.1 on VOC (20), 0.05 on DeepFashion (40).",
+    large_loss_rate: float | None = _option(
+        None,
+        "Δ of LL-R and LL-Ct, in percent of a batch's labels and per epoch; unless set 2 divided by the epochs of the "
+        "run, so that it ends near 2, which gives the paper's 0.04 on COCO (50 epochs), 0.1 on VOC (20) and "
+        "0.05 on DeepFashion (40).",
     )
     evaluated_network: str = _option(
         "first",
@@ -167,7 +169,7 @@ class BalanceMixTrainingArguments(TrainingArguments):
     second_sampler: str = _option(
         "minority",
         "Second half of each pair: minority (Eq. 4), random (a second shuffle), batch (a permutation of the same "
-        "batch, as in plain Mixup), or none: no pairs.",
+        "batch: plain Mixup), or none.",
         SECOND_SAMPLERS,
     )
     minority_score: str = _option(
@@ -176,7 +178,10 @@ class BalanceMixTrainingArguments(TrainingArguments):
         "has the shape and size of its Figure 6.",
         MINORITY_SCORES,
     )
-    mix_alpha: float = _option(4.0, "α of Beta(α, α) for the mixing coefficient λ ≥ 1/2 (Eq. 5); 0 means λ = 1.")
+    mix_alpha: float = _option(
+        4.0,
+        "α of Beta(α, α) for the mixing coefficient λ, at least 1/2 in BalanceMix (Eq. 5); 0 means λ = 1.",
+    )
     mix_lambda_per: str = _option("pair", "Draw λ for each pair, or one for each batch.", ["pair", "batch"])
     refinement: str = _option(
         "full",

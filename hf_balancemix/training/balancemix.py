@@ -20,6 +20,7 @@ from hf_balancemix.method import (
     sampling_probability,
     view_confidence,
 )
+from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.checkpoints import save_final_state
 from hf_balancemix.training.diagnostics import refresh_diagnostics
 from hf_balancemix.training.multilabel import MultiLabelTrainer
@@ -39,6 +40,25 @@ class BalanceMixTrainer(MultiLabelTrainer):
     Relations: ``second_sampler="random", refinement="none"`` is Mixup; ``refinement="none"`` alone adds the minority
     sampler; ``"clean"`` and ``"relabelled"`` are the paper's ablation steps. ``MultiLabelTrainer`` is plain BCE.
     """
+
+    @classmethod
+    def check_arguments(cls, args: BalanceMixTrainingArguments) -> None:
+        """Refuse to train without pairs, and two methods at once that change the labels with large losses.
+
+        Raises:
+            ValueError: Naming the option and its value.
+        """
+        if args.second_sampler == "none":
+            raise ValueError(
+                "Expected `second_sampler` minority, random or batch with BalanceMixTrainer, which mixes pairs, found "
+                "'none'. Choose one of them, or train with MultiLabelTrainer."
+            )
+        if args.loss in ("ll_r", "ll_ct") and args.refinement != "none":
+            raise ValueError(
+                f"Expected `loss` bce, focal or asl with `refinement={args.refinement!r}`, found {args.loss!r}: both "
+                "methods would change the labels with large losses. Train with MultiLabelTrainer (methods ll_r and "
+                "ll_ct of the recipes), or set `refinement='none'`."
+            )
 
     # ---- before each epoch: Algorithm 1, lines 17-18 ----
 
@@ -119,17 +139,6 @@ class BalanceMixTrainer(MultiLabelTrainer):
         return None if self.label_state is None else self.label_state.sampling_probability
 
     def _train_sampler(self, dataset: Any) -> PairSampler:
-        if self.args.second_sampler == "none":
-            raise ValueError(
-                "Expected `second_sampler` minority, random or batch with BalanceMixTrainer, which mixes pairs, found "
-                "'none'. Choose one of them, or train with MultiLabelTrainer."
-            )
-        if self.args.loss in ("ll_r", "ll_ct") and self.args.refinement != "none":
-            raise ValueError(
-                f"Expected `loss` bce, focal or asl with `refinement={self.args.refinement!r}`, found "
-                f"{self.args.loss!r}: both methods would change the labels with large losses. Set "
-                "`refinement='none'`, or train with MultiLabelTrainer."
-            )
         second = self._minority_probability if self.args.second_sampler == "minority" else self.args.second_sampler
         return PairSampler(len(dataset), self.args.seed, self._epoch, second, self._views, self.images_per_step())
 

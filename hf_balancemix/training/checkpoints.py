@@ -118,7 +118,11 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
-    """Load weights as ``from_pretrained`` does, all of them or none."""
+    """Load weights as ``from_pretrained`` does, all of them or none.
+
+    Raises:
+        ValueError: If they are missing, damaged or another model's.
+    """
     model.load_state_dict(read_weights(model, checkpoint), strict=True)
 
 
@@ -128,8 +132,25 @@ def read_weights(model: PreTrainedModel, checkpoint: str) -> dict[str, torch.Ten
     The stock Trainer (5.23) loads the file's tensors by name and passes over those it does not know. But
     ``save_pretrained`` writes many models (ViT, Swin, …) under older names than the model uses, so a resumed or best
     ViT silently keeps its random or last weights. ``test_canaries.py`` says when that has changed.
+
+    Raises:
+        ValueError: If they are missing, damaged or another model's.
     """
-    return type(model).from_pretrained(checkpoint).state_dict()
+    model_class: Any = type(model)
+    try:
+        loaded, info = model_class.from_pretrained(checkpoint, output_loading_info=True)
+        weights: dict[str, torch.Tensor] = loaded.state_dict()
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"without {missing[0]}")  # which would be drawn at random
+        if {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in model.state_dict().items()}:
+            raise ValueError("they are another model's")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"Expected the weights of this {model_class.__name__} in {checkpoint}, found none that can be loaded "
+            f"({reason}). Take another checkpoint of the same run, or start a new run."
+        ) from error
+    return weights
 
 
 def steps_per_epoch(args: TrainingArguments, rows: int, batch_size: int) -> int:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_balancemix import checks
+from hf_balancemix.argument_checks import check_plain_mixup
 from hf_balancemix.data.pairs import ImageRows, PairDataset
 from hf_balancemix.data.two_networks import TwoNetworkDataset, TwoNetworkSampler, epoch_orders
 from hf_balancemix.losses import label_losses, pair_losses
@@ -30,7 +31,8 @@ class CoTeachingTrainer(MultiLabelTrainer):
     Until ``warmup_epochs`` both networks learn from all images, each in an order of its own. From then on each
     network's image losses are divided once per epoch by a mixture of two Gaussians, and each network learns from the
     images that the other one selected: its loss is the mean over those of an optimiser step. With
-    ``second_sampler="batch"`` images are mixed with one another as in plain Mixup, among those that are learned from.
+    ``second_sampler="batch"`` images are mixed with one another as in plain Mixup, among those that are learned from;
+    with "none" they are not mixed. The samplers of pairs, among them the default, are refused: one must be said.
 
     ``model`` becomes a :class:`NetworkPair`: saved, it is the first network, with the second beside it. Evaluation and
     prediction take the first, or with ``evaluated_network="mean"`` the mean of both probabilities.
@@ -48,7 +50,8 @@ class CoTeachingTrainer(MultiLabelTrainer):
 
     Raises:
         TypeError: As :class:`MultiLabelTrainer`, and for a ``second_model`` with ``model_init``.
-        ValueError: As :class:`MultiLabelTrainer`, for networks that do not fit together, and with FSDP or DeepSpeed.
+        ValueError: As :class:`MultiLabelTrainer`, for networks that do not fit together, with FSDP or DeepSpeed, and
+            from ``train`` for samplers of pairs.
     """
 
     networks = 2
@@ -78,6 +81,11 @@ class CoTeachingTrainer(MultiLabelTrainer):
                 "Expected co-teaching without FSDP and DeepSpeed, found one of them: both networks are saved as "
                 "checkpoints of their own. Train with plain data parallelism."
             )
+
+    @classmethod
+    def check_arguments(cls, args: BalanceMixTrainingArguments) -> None:
+        """Refuse samplers of pairs."""
+        check_plain_mixup(args, cls.__name__)
 
     def call_model_init(self, trial: Any = None) -> NetworkPair:
         """Return a new pair, for each run of a hyperparameter search."""

@@ -164,11 +164,12 @@ class WeightAverage(TrainerCallback):
         """Begin with the initial weights, unless a checkpoint's average has been loaded."""
         if state.global_step == 0:
             self.start()
-        left = self.trainer.args.ema_decay**state.max_steps
-        if left > _MUCH:
+        steps = max(0, state.max_steps - self.trainer.average_from * self.trainer.steps_per_epoch())
+        left = self.trainer.args.ema_decay**steps
+        if self.trainer.args.ema_decay and left > _MUCH:
             logger.warning(
-                f"With `ema_decay={self.trainer.args.ema_decay}` and {state.max_steps} optimiser steps the average "
-                f"still consists of the initial weights by {left:.0%} in the end. Take a smaller decay or more steps."
+                f"With `ema_decay={self.trainer.args.ema_decay}` and {steps} optimiser steps the average still "
+                f"consists of the initial weights by {left:.0%} in the end. Take a smaller decay or more steps."
             )
 
     def on_optimizer_step(

@@ -26,7 +26,7 @@ from hf_balancemix.report import build_compute_metrics
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs, SaveAfterEvaluation
 from hf_balancemix.training.ema import WeightAverage
-from hf_balancemix.training.objective import entry_losses
+from hf_balancemix.training.objective import entry_losses, logits_of
 from hf_balancemix.training.optimisation import decay_parameter_names, one_cycle
 from hf_balancemix.training.refresh import synchronise_buffers
 from hf_balancemix.training.resumable import ResumableTrainer
@@ -108,6 +108,14 @@ class MultiLabelTrainer(ResumableTrainer):
         own = [SaveAfterEvaluation(self), Overwritten(), PrepareEpochs(self), self.average]
         self.callback_handler.callbacks[1:1] = own
 
+    @classmethod
+    def check_arguments(cls, args: BalanceMixTrainingArguments) -> None:
+        """Refuse options that are right by themselves but not with this trainer.
+
+        Raises:
+            ValueError: Naming the option and its value.
+        """
+
     # ---- reading the data ----
 
     def _read_labels(self, dataset: Any, args: BalanceMixTrainingArguments) -> None:
@@ -184,6 +192,7 @@ class MultiLabelTrainer(ResumableTrainer):
         started = int(os.environ.get("WORLD_SIZE", "1"))
         checks.check_world_size(args.world_size * max(args.n_gpu, 1), started)
         check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
+        self.check_arguments(args)
         self.transform.augmentation, self.transform.cutout = args.augmentation, args.cutout
         checks.check_batch_size(
             len(self.label_state), self._train_batch_size, args.world_size, args.dataloader_drop_last
@@ -276,11 +285,10 @@ class MultiLabelTrainer(ResumableTrainer):
 
     def _entry_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the (B, K) losses of the method."""
-        return entry_losses(self.args, self._epoch(), logits, targets)
+        return entry_losses(self.args, self._epoch(), self.state.num_train_epochs, logits, targets)
 
     def _logits(self, model: Any, pixels: torch.Tensor) -> torch.Tensor:
-        outputs = model(pixel_values=pixels)
-        return outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        return logits_of(model, pixels)
 
     def _training_loss(self, entries: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Reduce the entries of a training batch, and stop if the result is not finite."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_balancemix.method import mean_probability_logits
 from hf_balancemix.training.checkpoints import read_weights
+from hf_balancemix.training.objective import logits_of
 
 SECOND_NETWORK = "second_network"
 
@@ -71,11 +72,11 @@ class NetworkPair(PreTrainedModel):
         Returns:
             ``logits`` (n, K), and with ``second_pixel_values`` the second network's ``second_logits`` (m, K).
         """
-        logits = _logits(self.first, pixel_values)
+        logits = logits_of(self.first, pixel_values)
         if second_pixel_values is not None:
-            return {"logits": logits, "second_logits": _logits(self.second, second_pixel_values)}
+            return {"logits": logits, "second_logits": logits_of(self.second, second_pixel_values)}
         if self.evaluated_network == "mean":
-            logits = mean_probability_logits(logits, _logits(self.second, pixel_values))
+            logits = mean_probability_logits(logits, logits_of(self.second, pixel_values))
         return {"logits": logits}
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
@@ -110,13 +111,13 @@ class NetworkPair(PreTrainedModel):
         """Load the weights of both networks that ``save_pretrained`` wrote: all of them or none.
 
         Raises:
-            ValueError: If there is no second network.
+            ValueError: If one of them is missing or damaged.
         """
-        if not (Path(folder) / SECOND_NETWORK / "config.json").is_file():
+        if not (Path(folder) / SECOND_NETWORK).is_dir():
             raise ValueError(
                 f"Expected a checkpoint of co-teaching, with a network in {SECOND_NETWORK}/, found none in {folder}: "
-                "another method wrote it. Resume with that one, or start a new run (and load the checkpoint as model "
-                "to keep its weights)."
+                "it is not complete, or another method wrote it. Take another checkpoint of the same run, or start a "
+                "new run (and load this one as model to keep its weights)."
             )
         parts = self._parts(folder)
         weights = {name + key: v for name, net, own in parts for key, v in read_weights(net, str(own)).items()}
@@ -166,9 +167,3 @@ def with_new_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}
-
-
-def _logits(network: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    outputs = network(pixel_values=pixels)
-    logits: torch.Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-    return logits

@@ -31,6 +31,7 @@ class ResumableTrainer(Trainer):
     label_state: LabelState | None = None
     average: WeightAverage
     networks = 1
+    average_from = 0  # epoch with which the average of the weights that is saved in the end begins
 
     def training_rows(self) -> int:
         """Return how many images one epoch goes through."""

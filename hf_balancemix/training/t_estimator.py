@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from hf_balancemix import checks
+from hf_balancemix.argument_checks import check_plain_mixup
 from hf_balancemix.data.pairs import PairSampler, stream_seed
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.losses import label_losses, reweighted_losses
@@ -24,6 +25,7 @@ from hf_balancemix.method import (
     normalised_losses,
 )
 from hf_balancemix.metrics import average_precision, mean_average_precision
+from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.checkpoints import save_final_state
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from hf_balancemix.training.refresh import broadcast_statistics, predict_views
@@ -49,14 +51,28 @@ class TEstimatorTrainer(MultiLabelTrainer):
        given label is weighted by how much more probable it is before the noise than after it. The learning rate's
        schedule goes on.
 
+    With ``second_sampler="batch"`` images are mixed with one another as in plain Mixup, with "none" they are not. The
+    samplers of pairs, among them the default, are refused: one must be said.
+
     Relations: made for labels that are wrong independently of one another; it needs correlated classes and at least 50
     images with and without each class. Small classes fall back on Dual-T, and labels of single positives break it.
 
     Raises:
-        ValueError: From ``train``: where a stage would be empty, with another loss than BCE, with FSDP or DeepSpeed.
+        ValueError: From ``train``: where a stage would be empty, for samplers of pairs, with another loss than BCE,
+            with FSDP or DeepSpeed.
     """
 
+    @property
+    def average_from(self) -> int:
+        """The epoch before which the third stage begins the average anew."""
+        return self.args.warmup_epochs
+
     _best_weights: dict[str, torch.Tensor] | None = None
+
+    @classmethod
+    def check_arguments(cls, args: BalanceMixTrainingArguments) -> None:
+        """Refuse samplers of pairs."""
+        check_plain_mixup(args, cls.__name__)
 
     # ---- which images are trained on ----
 

@@ -74,9 +74,7 @@ def test_a_grid_is_a_file_or_a_preset_by_its_name(tmp_path, monkeypatch):
         assert read_options(["coco", "--config", name]).grid == read_grid(preset_path("table1"))
     (tmp_path / "table2").write_text("grid:\n - {methods: [bce], noises: [none]}", "utf-8")
     assert read_options(["coco", "--config=table2"]).grid.blocks[0].methods == ("bce",)
-    with pytest.raises(
-        ValueError, match="one of digits, .*found 'recipes/tabel3.yaml' .did you mean 'table3'"
-    ):
+    with pytest.raises(ValueError, match="one of digits, .*found 'recipes/tabel3.yaml' .did you mean 'table3'"):
         read_options(["coco", "--config=recipes/tabel3.yaml"])
 
 

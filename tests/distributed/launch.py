@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).parents[2]
+# Images of a batch, accumulated batches and processes: always 16 images in an optimiser step.
+SETTINGS = {"1 x 16": (16, 1, 1), "4 x 4 accumulated": (4, 4, 1), "2 processes x 8": (8, 1, 2)}
 
 
 def launcher(processes):
@@ -24,8 +27,8 @@ def launcher(processes):
     return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
 
 
-def command(job):
-    return [*launcher(job.get("world_size", 1)), "-m", "tests.distributed.run_training", json.dumps(job)]
+def command(job, module="run_training"):
+    return [*launcher(job.get("world_size", 1)), "-m", f"tests.distributed.{module}", json.dumps(job)]
 
 
 def environment():
@@ -33,11 +36,10 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
-def run(job, timeout=300):
+def run(job, timeout=300, module="run_training"):
     """Run to the end; the results of all ranks, in order."""
-    done = subprocess.run(
-        command(job), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
-    )
+    words, env = command(job, module), environment()
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"{job}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
     folder = Path(job["output_dir"])
     return [
@@ -52,6 +54,43 @@ def records(job, rank=0):
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def norms_of(job):
+    """Gradient norms, step by step."""
+    return [entry["norm"] for entry in records(job) if "norm" in entry]
+
+
+def all_close(norms, steps):
+    """The norms by setting are those of one process and one batch, over so many steps."""
+    print(f"gradient norms: {norms}")
+    reference = norms["1 x 16"]
+    assert len(reference) == steps
+    assert min(reference) > 0
+    for name, values in norms.items():
+        assert values == pytest.approx(reference, rel=1e-5), name
+
+
+def kill_and_resume(job, folder, kill, steps):
+    """Run once alone, and once killed after step ``kill`` of ``steps`` and resumed: weights and state are the same.
+
+    Returns the results of both, and which steps the resumed run made.
+    """
+    alone = run({**job, "output_dir": str(folder / "alone")})
+    killed = {**job, "output_dir": str(folder / "killed"), "pause": 0.1}
+    print(f"killing after step {kill} of {steps}: {job}")
+    assert run_and_kill(killed, kill) != 0
+    assert not (folder / "killed" / "result-0.json").exists(), "the run ended before it was killed"
+    lines_before = len(records(killed))
+    resumed = run({**killed, "pause": 0, "resume": True})
+    for result in resumed:
+        assert result["weights"] == alone[0]["weights"]
+        assert result["state"] == alone[0]["state"]
+    again = [entry["step"] for entry in records(killed)[lines_before:] if "step" in entry]
+    # It really went on in the middle: some steps were not done again.
+    assert 0 < again[0] <= kill + 1
+    assert again == list(range(again[0], steps))
+    return alone, resumed, again
 
 
 def run_and_kill(job, step, timeout=300):

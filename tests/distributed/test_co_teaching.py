@@ -7,9 +7,8 @@ import pytest
 
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.training.checkpoints import FINAL_STATE
-from tests.distributed.launch import records, run, run_and_kill
+from tests.distributed.launch import SETTINGS, all_close, kill_and_resume, norms_of, run
 
-SETTINGS = {"1 x 16": (16, 1, 1), "4 x 4 accumulated": (4, 4, 1), "2 processes x 8": (8, 1, 2)}
 OPTIONS = {"second_sampler": "batch", "loss": "bce"}
 
 
@@ -30,15 +29,10 @@ def test_one_step_is_the_same_however_it_is_batched(tmp_path):
         results = run({**job, "options": options})
         assert all(result["state"] == results[0]["state"] for result in results)
         assert all(result["weights"] == results[0]["weights"] for result in results)
-        norms[name] = [entry["norm"] for entry in records(job) if "norm" in entry]
+        norms[name] = norms_of(job)
         state, _ = LabelState.load(Path(output) / FINAL_STATE)
         assert all(0 < int(column.sum()) < 32 for column in (state.instance_posterior > 0.5).T)
-    reference = norms["1 x 16"]
-    print(f"co_teaching: gradient norms of four steps {norms}")
-    assert len(reference) == 4
-    assert min(reference) > 0
-    for name, values in norms.items():
-        assert values == pytest.approx(reference, rel=1e-5), name
+    all_close(norms, steps=4)
 
 
 ROWS, BATCH, EPOCHS, WARMUP = 96, 4, 4, 2
@@ -74,16 +68,4 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, phase, where, world, worke
     }
     job = {"rows": ROWS, "options": options, "world_size": world, "model": model, "dropout": 0.1}
     job["method"] = "co_teaching"
-    alone = run({**job, "output_dir": str(tmp_path / "alone")})
-    killed = {**job, "output_dir": str(tmp_path / "killed"), "pause": 0.1}
-    print(f"killing after step {kill} of {EPOCHS * steps}, {phase}, {where}, {world} process(es)")
-    assert run_and_kill(killed, kill) != 0
-    assert not (tmp_path / "killed" / "result-0.json").exists(), "the run ended before it was killed"
-    lines_before = len(records(killed))
-    resumed = run({**killed, "pause": 0, "resume": True})
-    for rank in range(world):
-        assert resumed[rank]["weights"] == alone[0]["weights"]  # of both networks
-        assert resumed[rank]["state"] == alone[0]["state"]
-    again = [entry["step"] for entry in records(killed)[lines_before:] if "step" in entry]
-    assert 0 < min(again) <= kill + 1
-    assert again == list(range(min(again), EPOCHS * steps))
+    kill_and_resume(job, tmp_path, kill, EPOCHS * steps)  # weights of both networks

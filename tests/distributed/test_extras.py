@@ -1,15 +1,13 @@
 """Averaged weights, one cycle and cutout with several processes: one model, one schedule, exact resume."""
 
-import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForImageClassification
 
 from hf_balancemix.training.ema import FINAL_MODEL
-from tests.distributed.launch import ROOT, environment, launcher
+from tests.distributed import launch
 from tests.distributed.run_training import digest
 
 STEPS = 10
@@ -32,10 +30,7 @@ def run(folder, method, world, accumulation=1, resume=None):
         "eval_strategy": "epoch",
     }
     job = {"output_dir": str(folder), "method": method, "world_size": world, "options": options, "resume": resume}
-    words = [*launcher(world), "-m", "tests.distributed.run_extras", json.dumps(job)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    return [json.loads((folder / f"result-{rank}.json").read_text(encoding="utf-8")) for rank in range(world)]
+    return launch.run(job, module="run_extras")
 
 
 @pytest.mark.slow

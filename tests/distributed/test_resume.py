@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.distributed.launch import records, run, run_and_kill
+from tests.distributed.launch import kill_and_resume
 
 ROWS, BATCH, EPOCHS, WARMUP = 96, 4, 4, 2
 # Pairwise covering: phase × boundary × processes × workers × accumulation, with schedules and models spread over them.
@@ -56,20 +56,6 @@ def test_killed_and_resumed_is_the_same_run(
         "method": method,
         "dropout": 0.1,
     }
-    alone = run({**job, "output_dir": str(tmp_path / "alone")})
-    killed = {**job, "output_dir": str(tmp_path / "killed"), "pause": 0.1}
-    print(f"killing after step {kill} of {EPOCHS * steps}, {phase}, {where}, {world} process(es)")
-    assert run_and_kill(killed, kill) != 0
-    assert not (tmp_path / "killed" / "result-0.json").exists(), "the run ended before it was killed"
-    lines_before = len(records(killed))
-    resumed = run({**killed, "pause": 0, "resume": True})
-
-    for rank in range(world):
-        assert resumed[rank]["weights"] == alone[0]["weights"]
-        assert resumed[rank]["state"] == alone[0]["state"]
-    # It really went on in the middle: some steps were not done again.
-    again = [entry["step"] for entry in records(killed)[lines_before:] if "step" in entry]
-    assert 0 < min(again) <= kill + 1
-    assert again == list(range(min(again), EPOCHS * steps))
+    alone, resumed, _ = kill_and_resume(job, tmp_path, kill, EPOCHS * steps)
     assert resumed[0]["steps"] == EPOCHS * steps == alone[0]["steps"]
     assert len(resumed[0]["seen"]) < len(alone[0]["seen"])

@@ -2,9 +2,7 @@
 
 import pytest
 
-from tests.distributed.launch import records, run, run_and_kill
-
-SETTINGS = {"1 x 16": (16, 1, 1), "4 x 4 accumulated": (4, 4, 1), "2 processes x 8": (8, 1, 2)}
+from tests.distributed.launch import SETTINGS, all_close, kill_and_resume, norms_of, run
 
 
 @pytest.mark.slow
@@ -24,13 +22,8 @@ def test_steps_of_both_stages_are_the_same_however_they_are_batched(tmp_path):
         results = run({**job, "world_size": world, "options": options})
         assert len({result["weights"] for result in results}) == 1
         assert len({result["state"] for result in results}) == 1
-        norms[name] = [entry["norm"] for entry in records(job) if "norm" in entry]
-    print(f"gradient norms: {norms}")
-    reference = norms["1 x 16"]
-    assert len(reference) == 3
-    assert min(reference) > 0
-    for name, values in norms.items():
-        assert values == pytest.approx(reference, rel=1e-5), name
+        norms[name] = norms_of(job)
+    all_close(norms, steps=3)
 
 
 # 240 images, 24 held out, nine steps of 24 per epoch; two epochs of the first stage.
@@ -63,15 +56,5 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, kill, every, world, worker
     }
     job = {"rows": ROWS, "options": options, "world_size": world, "model": model, "method": "t_estimator"}
     job["dropout"] = 0.1
-    alone = run({**job, "output_dir": str(tmp_path / "alone")})
-    killed = {**job, "output_dir": str(tmp_path / "killed"), "pause": 0.1}
-    assert run_and_kill(killed, kill) != 0
-    assert not (tmp_path / "killed" / "result-0.json").exists(), "the run ended before it was killed"
-    lines_before = len(records(killed))
-    resumed = run({**killed, "pause": 0, "resume": True})
-    for rank in range(world):
-        assert resumed[rank]["weights"] == alone[0]["weights"]
-        assert resumed[rank]["state"] == alone[0]["state"]
-    again = [entry["step"] for entry in records(killed)[lines_before:] if "step" in entry]
-    assert kill // every * every <= again[0] <= kill + 1
-    assert again == list(range(again[0], EPOCHS * STEPS))
+    _, _, again = kill_and_resume(job, tmp_path, kill, EPOCHS * STEPS)
+    assert kill // every * every <= again[0]

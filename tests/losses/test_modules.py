@@ -58,7 +58,17 @@ def test_mistakes():
     logits, labels = sample()
     tiny.refused(ValueError, ("`class_reduction`", "'sum', 'mean'", "found 'none'"), BCELoss, "none")
     tiny.refused(ValueError, ("key 'labels'", "found none"), BCELoss(), logits, None)
-    tiny.refused(ValueError, ("`gamma`", "found -2"), FocalLoss(-2), logits, labels)
+    for make, given, name in (
+        (FocalLoss, {"gamma": -2}, "gamma"),
+        (FocalLoss, {"alpha": 1.5}, "alpha"),
+        (FocalLoss, {"alpha": ""}, "alpha"),
+        (AsymmetricLoss, {"gamma_negative": "4"}, "gamma_negative"),
+        (AsymmetricLoss, {"gamma_positive": float("nan")}, "gamma_positive"),
+        (AsymmetricLoss, {"margin": 5}, "margin"),
+        (LargeLoss, {"rate": -0.1}, "rate"),
+    ):
+        (value,) = given.values()
+        tiny.refused(ValueError, (f"`{name}`", f"found {value!r}"), make, **given)
     loss = LargeLoss()
     loss.rate = 40  # percent
     tiny.refused(ValueError, ("`rate`", "found 40"), loss, logits, labels)

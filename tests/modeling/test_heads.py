@@ -314,12 +314,12 @@ def test_query2label_takes_any_map_and_square_tokens():
         ("gap", {}, ("head among linear, ml_decoder", "found 'gap'")),
         ("ml_decoder", {"groups": 5}, ("options of the head ml_decoder (num_queries, ", "found 'groups'")),
         ("linear", {"dim": 5}, ("it has none", "found 'dim'")),
-        ("ml_decoder", {"num_queries": 0}, ("`num_queries` of at least 1, found 0",)),
+        ("ml_decoder", {"num_queries": 0}, ("of at least 1 as option `num_queries`", "found 0")),
         ("ml_decoder", {"num_queries": 3, "word_vector_dim": 9}, ("without `num_queries`", "Leave them out")),
         ("ml_decoder", {"dim": 20}, ("8 attention heads divide, found 20", "num_heads")),
         ("query2label", {"dim": 18, "num_heads": 2}, ("multiple of 4, found 18",)),
         ("c_tran", {"num_heads": 5}, ("5 attention heads divide, found 12",)),
-        ("c_tran", {"num_heads": 0}, ("0 attention heads divide, found 12",)),
+        ("c_tran", {"num_heads": 0}, ("of at least 1 as option `num_heads`", "found 0")),
     ],
 )
 def test_refused(name, options, parts):

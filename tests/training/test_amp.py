@@ -80,10 +80,10 @@ def test_losses_under_autocast_are_those_of_float32(tmp_path, method, dtype):
     logits = values.repeat(2, 1).requires_grad_()
     targets = torch.stack([torch.zeros(11), torch.ones(11)])
     with torch.autocast("cpu", dtype):
-        found = entry_losses(args, 3, logits, targets)
+        found = entry_losses(args, 3, 4, logits, targets)
         gradient = torch.autograd.grad(found.sum(), logits)[0]
     plain = logits.detach().double().requires_grad_()
-    expected = entry_losses(args, 3, plain, targets.double())
+    expected = entry_losses(args, 3, 4, plain, targets.double())
     assert found.dtype == torch.float32
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)

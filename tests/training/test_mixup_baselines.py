@@ -1,73 +1,21 @@
-"""Focal, ASL, LL-R and LL-Ct with plain Mixup: every step against plain loops, however it is divided or resumed."""
+"""Focal, ASL, LL-R and LL-Ct with plain Mixup: every step against plain loops, however it is divided."""
 
-import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import PrinterCallback, TrainerCallback
 
-from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
+from hf_balancemix import BalanceMixTrainer
 from hf_balancemix.data.pairs import PairSampler
-from hf_balancemix.training import objective
 from hf_balancemix.training.methods import METHODS
 from tests import tiny
-from tests.distributed.launch import records, run
+from tests.distributed.launch import norms_of, run
+from tests.training.baselines import BASELINES, LOSS_OPTIONS, ROWS, STEPS, TRAIN, asl, make, multi_hot, recorded
 
-ROWS, STEPS, K = 24, 3, 5  # three steps of eight per epoch
-TRAIN = tiny.tiny_dataset(ROWS)
-EVAL = tiny.tiny_dataset(13, seed=9)
-BASELINES = ("focal", "asl", "ll_r", "ll_ct")
-# Values that differ from the defaults, so that one that is not handed on shows.
-LOSS_OPTIONS = {
-    "focal_gamma": 1.5,
-    "focal_alpha": 0.3,
-    "asl_gamma_negative": 3.0,
-    "asl_gamma_positive": 1.0,
-    "asl_margin": 0.1,
-    "asl_detach": False,
-    "large_loss_rate": 5.0,
-}
 # Of the 40 entries of a batch: none in the first epoch, then 2, then 4.
 CHANGED = (0, 2, 4)
-
-
-def make(folder, method, model=None, train=TRAIN, callbacks=(), cls=None, **changes):
-    options = {"learning_rate": 0.01, **LOSS_OPTIONS, **METHODS[method].options, **changes}
-    trainer = (cls or METHODS[method].trainer)(
-        model if model is not None else tiny.tiny_vit(),
-        tiny.arguments(folder, **options),
-        train_dataset=train,
-        eval_dataset=EVAL,
-        processing_class=tiny.processor(),
-        callbacks=list(callbacks),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def recorded(trainer):
-    """Train; per optimiser step the epoch, a copy of the model before it, its micro-batches and its gradients."""
-    steps, batches, compute_loss = [], [], trainer.compute_loss
-
-    def remember(model, inputs, *args, **kwargs):
-        loss = compute_loss(model, inputs, *args, **kwargs)
-        batches.append({**inputs, "loss": float(loss.detach())})
-        return loss
-
-    class BeforeStep(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
-            model = copy.deepcopy(trainer.model)  # without gradients
-            gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
-            steps.append({"epoch": trainer._epoch(), "model": model, "gradients": gradients, "batches": list(batches)})
-            batches.clear()
-
-    trainer.compute_loss = remember
-    trainer.add_callback(BeforeStep())
-    trainer.train()
-    return steps
 
 
 # ---- the losses again, an entry at a time ----
@@ -83,15 +31,6 @@ def focal(x, y):
     return weight * missing**1.5 * bce(x, y)
 
 
-def asl(x, y):
-    f = torch.sigmoid(x)
-    if y:
-        return -(1 - f) * torch.log(f)
-    if f <= 0.1:
-        return 0 * x
-    return -((f - 0.1) ** 3) * torch.log(1.1 - f)
-
-
 def plain_entries(method, epoch, logits, labels):
     """B × K losses of one member's labels, in lists."""
     pairs = [list(zip(*rows, strict=True)) for rows in zip(logits.double(), labels.tolist(), strict=True)]
@@ -103,13 +42,6 @@ def plain_entries(method, epoch, logits, labels):
     for i, k in places[: math.ceil(CHANGED[epoch] * len(pairs) / 8)]:
         losses[i][k] = bce(pairs[i][k][0], 1) if method == "ll_ct" else 0 * pairs[i][k][0]
     return losses
-
-
-def multi_hot(dataset):
-    hot = torch.zeros(len(dataset), K)
-    for row, ids in enumerate(dataset["labels"]):
-        hot[row, ids] = 1
-    return hot
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2)])
@@ -233,152 +165,10 @@ def test_two_processes_take_the_same_step(tmp_path, method):
     options = {"max_steps": 2, "learning_rate": 0.01, **LOSS_OPTIONS, **METHODS[method].options}
     job = {"output_dir": str(tmp_path / "two"), "rows": 32, "model": "vit", "method": method, "world_size": 2}
     results = run({**job, "options": {**options, "per_device_train_batch_size": 8}})
-    found = [entry["norm"] for entry in records(job) if "norm" in entry]
+    found = norms_of(job)
     assert found == pytest.approx(norms(tmp_path / "one", method, 16, 1), rel=1e-5)
     (_, first, _), (_, other, _) = (result["seen"][0] for result in results)
     crossing = {pair[1] for pair in first} - {pair[0] for pair in first}
     assert crossing
     assert crossing <= {pair[0] for pair in other}
     assert sorted(pair[0] for pair in first + other) == sorted(pair[1] for pair in first + other)
-
-
-# ---- resuming ----
-
-
-@pytest.fixture
-def rates(monkeypatch):
-    """The rate of every large loss, in order."""
-    seen, original = [], objective.large_loss
-
-    def spy(logits, targets, rate, *args):
-        seen.append(rate)
-        return original(logits, targets, rate, *args)
-
-    monkeypatch.setattr(objective, "large_loss", spy)
-    return seen
-
-
-@pytest.mark.parametrize("method", BASELINES)
-def test_resume_is_exact_and_the_rate_follows_the_epoch(tmp_path, method, rates):
-    options = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3, "optim": "adamw_torch"}
-    alone = make(tmp_path / "alone", method, tiny.tiny_vit(dropout=0.1), **options)
-    alone.train()
-    expected = [0.0] * STEPS + [0.05] * STEPS + [0.1] * STEPS if method.startswith("ll") else []
-    assert rates == pytest.approx([rate for rate in expected for _ in (0, 1)])
-    for done in (4, 6):  # in an epoch, and at its end
-        rates.clear()
-        resumed = make(tmp_path / "resumed", method, tiny.tiny_vit(dropout=0.1), **options)
-        resumed.train(resume_from_checkpoint=tmp_path / "alone" / f"checkpoint-{done}")
-        assert tiny.same_weights(tiny.weights_of(resumed.model), tiny.weights_of(alone.model))
-        assert rates == pytest.approx([rate for rate in expected[done:] for _ in (0, 1)])
-
-
-def test_another_loss_is_told_when_resuming(tmp_path, caplog):
-    make(tmp_path, "asl", save_strategy="steps", save_steps=2).train()
-    with caplog.at_level("WARNING"):
-        make(tmp_path, "focal", asl_margin=0.2).train(resume_from_checkpoint=tmp_path / "checkpoint-2")
-    told = " ".join(record.message for record in caplog.records)
-    assert "`loss` was 'asl', is now 'focal'" in told
-    assert "`asl_margin` was 0.1, is now 0.2" in told
-
-
-# ---- evaluation ----
-
-
-@pytest.mark.parametrize("method", BASELINES)
-def test_evaluation_is_bce_and_map(tmp_path, method):
-    """One scale for all methods; a loss that depends on the epoch or the batch could not be compared."""
-    trainer = make(tmp_path, method, eval_strategy="epoch")
-    trainer.train()
-    logits = torch.from_numpy(trainer.predict(EVAL).predictions)
-    expected = F.binary_cross_entropy_with_logits(logits, multi_hot(EVAL)) * K
-    metrics = trainer.evaluate()
-    assert metrics["eval_loss"] == pytest.approx(float(expected), rel=1e-5)
-    assert 0 <= metrics["eval_map"] <= 100
-    assert [entry["epoch"] for entry in trainer.state.log_history if "eval_map" in entry] == [1, 2, 2]
-
-
-def test_class_reduction_scales_the_losses(tmp_path):
-    for method in ("bce", "asl"):
-        whole, mean = (
-            recorded(make(tmp_path, method, class_reduction=reduction, max_steps=1))[0]["batches"][0]["loss"]
-            for reduction in ("sum", "mean")
-        )
-        assert whole == pytest.approx(K * mean, rel=1e-6)
-
-
-# ---- with BalanceMix ----
-
-
-@pytest.mark.parametrize("refinement", ["full", "relabelled", "clean"])
-def test_refined_pairs_take_the_pair_rule_and_the_random_halfs_weights(tmp_path, refinement):
-    options = {"loss": "asl", "relabel_views": "epoch", "relabel_threshold": 0.55, "refinement": refinement}
-    trainer = make(tmp_path, "balancemix", learning_rate=0.05, **options)
-    statistics, prepare = {}, trainer.prepare_epoch
-
-    def prepare_epoch(epoch, final=False):
-        prepare(epoch, final)
-        statistics[epoch] = (trainer.label_state.posterior, trainer.label_state.confidence)
-
-    trainer.prepare_epoch = prepare_epoch
-    given, met = multi_hot(TRAIN), set()
-    for step in recorded(trainer):
-        (batch,) = step["batches"]
-        pixels, shares = batch["pixel_values"][:, :, 0], batch["mix_lambda"].tolist()
-        mixed = [share * x[0] + (1 - share) * x[1] for share, x in zip(shares, pixels, strict=True)]
-        logits = step["model"](pixel_values=torch.stack(mixed)).logits.double()
-        posterior, confidence = statistics[step["epoch"]] if step["epoch"] else (None, None)
-        loss = 0.0
-        for i, rows in enumerate(batch["index"].tolist()):
-            for k in range(K):
-                targets, weight = [], None
-                for row in rows:
-                    target, own = float(given[row, k]), 1.0
-                    if posterior is not None and posterior[row, k] <= 0.5:
-                        if refinement != "clean" and confidence[row, k] > 0.55:
-                            target = 1.0
-                        elif refinement != "clean" and confidence[row, k] < 0.45:
-                            target = 0.0
-                        else:
-                            own = float(posterior[row, k]) if refinement == "full" else 0.0
-                    met |= {"weighed"} if own < 1 else set()
-                    met |= {"changed"} if target != given[row, k] else set()
-                    weight = own if weight is None else weight  # the random half's
-                    targets.append(target)
-                one, other = (asl(logits[i, k], target) for target in targets)
-                loss += weight * (shares[i] * one + (1 - shares[i]) * other)
-        assert batch["loss"] == pytest.approx(float(loss.detach()) / 8, rel=1e-4)
-    assert met == ({"weighed"} if refinement == "clean" else {"weighed", "changed"})
-
-
-@pytest.mark.parametrize("loss", ["ll_r", "ll_ct"])
-def test_large_losses_and_refinement_exclude_each_other(tmp_path, loss):
-    parts = ("Expected `loss` bce, focal or asl", "refinement='full'", f"found '{loss}'", "refinement='none'")
-    tiny.refused(ValueError, parts, make(tmp_path, "balancemix", loss=loss).train)
-    make(tmp_path, "minority", loss=loss).train()  # without refinement it is a loss like others
-
-
-# ---- mistakes ----
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"loss": "als"}, ("`loss`", "'als'", "asl")),
-        ({"second_sampler": "batches"}, ("`second_sampler`", "'batches'", "batch")),
-        ({"focal_gamma": -1.0}, ("`focal_gamma` at least 0", "found -1.0")),
-        ({"focal_alpha": 25.0}, ("`focal_alpha` between 0.0 and 1.0", "found 25.0")),
-        ({"asl_margin": -0.05}, ("`asl_margin`", "found -0.05")),
-        ({"asl_gamma_negative": math.nan}, ("`asl_gamma_negative`", "found nan")),
-        ({"large_loss_rate": -0.1}, ("`large_loss_rate`", "found -0.1", "percent")),
-    ],
-)
-def test_wrong_options(tmp_path, changes, parts):
-    tiny.refused(ValueError, parts, tiny.arguments, tmp_path, **changes)
-
-
-def test_the_table_of_methods():
-    assert METHODS["bce"].options["second_sampler"] == "none"
-    for method in BASELINES:
-        assert METHODS[method].trainer is MultiLabelTrainer
-        assert METHODS[method].options == {"loss": method, "second_sampler": "batch"}
