@@ -29,7 +29,8 @@ CLASS_NAMES = (
 )
 CANVAS = 96
 TRAIN_SCENES, TEST_SCENES = 1500, 500
-# How often a class is in a training scene: from a half down to a two-hundredth. In the test scenes all alike.
+# How often a class is drawn for a training scene; a draw without any is repeated, so that 939 scenes have the first
+# and 10 the last. In the test scenes all alike.
 TRAIN_FREQUENCIES = 0.5 * 100 ** (-np.arange(10) / 9)
 TEST_FREQUENCY = 0.25
 _SEED = 0

@@ -18,7 +18,7 @@ RUNS = {
     "digits": 9 * (2 * 3 + 4),
     "digits_ablation": 7 * (2 * 3 + 4) + 2 * (2 * 3 + 4) + 1,
     "digits_scores": 2 * 3 * 3,
-    "scenes": 6 * 4,
+    "scenes": 4 * 4 + 2 * 2 + 1,
     "table1": 7 * 3 * 3,
     "table2": 7 * 3 * 3,
     "table3": 7 * 3,
