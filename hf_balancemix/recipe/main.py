@@ -17,6 +17,7 @@ from hf_balancemix.command_line import run_with_clear_errors
 from hf_balancemix.recipe.command import Recipe, read_command
 from hf_balancemix.recipe.job import Job, load_job, write_json
 from hf_balancemix.recipe.options import Plan, RecipeArguments, check_writable, same_comparison
+from hf_balancemix.recipe.processes import leave_process_group
 from hf_balancemix.recipe.run import Evaluation, evaluate, load_trained, train, write_scores
 from hf_balancemix.recipe.summary import print_evaluation, print_results, print_unreadable
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
@@ -52,6 +53,7 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
             _use(job, plan.args, command.steps, plan.folder, plan.folder)
     if PartialState().is_main_process:
         print_unreadable(job.unreadable, output_dir)
+    leave_process_group()
 
 
 def fit_image_size(options: RecipeArguments) -> None:

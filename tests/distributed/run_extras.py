@@ -11,7 +11,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from hf_balancemix.training.methods import METHODS
 from tests import tiny
-from tests.distributed.run_training import digest
+from tests.distributed.run_training import digest, leave
 
 
 class Rates(TrainerCallback):
@@ -56,3 +56,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -11,6 +11,7 @@ import torch
 from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer, TrainerCallback, TrainingArguments
 
 from hf_balancemix.losses import AsymmetricLoss, BCELoss, FocalLoss, LargeLoss
+from hf_balancemix.recipe.processes import leave_process_group
 from tests import tiny
 
 LOSSES = {
@@ -63,3 +64,5 @@ if __name__ == "__main__":
         loss = finished.evaluate()["eval_loss"]
         results.append({"norm": norm, "eval_loss": loss, "world_size": finished.args.world_size})
     (Path(job["output_dir"]) / f"result-{finished.args.process_index}.json").write_text(json.dumps(results), "utf-8")
+    del finished
+    leave_process_group()
