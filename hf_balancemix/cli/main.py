@@ -7,15 +7,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hf_balancemix.cli import compare, predict
+from hf_balancemix.cli import compare, predict, push
 from hf_balancemix.command_line import run_with_clear_errors
 from hf_balancemix.messages import nearest
 from hf_balancemix.version import __version__
 
 # Each has DESCRIPTION, EXAMPLE, add_options(parser) and run(options).
-_COMMANDS = {"predict": predict}
+_COMMANDS = {"predict": predict, "push": push}
 # Each has DESCRIPTION and run_words(words): most of their options are those of a recipe.
 _OF_RECIPES = {"compare": compare}
+
+# What to do after Ctrl-C.
+_HINT = "What was written so far is kept. To start anew: the same command and --overwrite"
+_HINTS = {"push": "Nothing has changed in the repository. To push: the same command again"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words and words[0] in _OF_RECIPES:
         _OF_RECIPES[words[0]].run_words(words[1:])
         return
-    hint = "What was written so far is kept. To start anew: the same command and --overwrite"
-    run_with_clear_errors(lambda: _main(words), hint=hint)
+    run_with_clear_errors(lambda: _main(words), hint=_HINTS.get(" ".join(words[:1]), _HINT))
 
 
 def _main(words: list[str]) -> None:

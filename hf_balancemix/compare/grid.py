@@ -51,6 +51,7 @@ RESERVED = {
     "do_train": None,
     "do_eval": None,
     "do_predict": None,
+    "push_to_hub": "keep_models, and `hf-balancemix push` for a run that is worth it",
 }
 
 

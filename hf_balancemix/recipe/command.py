@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from datasets import DatasetDict
 
 from hf_balancemix.command_line import DATA_OPTIONS, RecipeParser
+from hf_balancemix.hub.contents import without_folder
+from hf_balancemix.hub.push import Destination
 from hf_balancemix.recipe.options import (
     Plan,
     RecipeArguments,
@@ -48,7 +51,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, read and checked: what to load, with which options, and the steps and methods asked for."""
+    """A command line, read and checked: what to load, with which options, and the steps and methods asked for.
+
+    ``line`` is what to write on a card: :func:`shown_line`.
+    """
 
     data: dict[str, Any]
     options: RecipeArguments
@@ -56,6 +62,7 @@ class Command:
     steps: set[str]
     methods: list[str]
     given: set[str]
+    line: str = ""
 
     @property
     def output_dir(self) -> Path:
@@ -72,11 +79,18 @@ class Command:
         # The same data may lie elsewhere next time: what identifies them is their digest.
         own = {key: value for key, value in self.data.items() if key != "data_dir"}
         data = {"recipe": name, **own, "digest": digest}
-        return [
+        plans = [
             plan_run(self.options, self.args, data, method, seed)
             for seed in range(self.args.seed, self.args.seed + self.options.seeds)
             for method in self.methods
         ]
+        if self.args.push_to_hub:
+            given = self.args.hub_model_id
+            for plan in plans:  # each run has a repository of its own
+                if given is None or len(plans) > 1:
+                    plan.args.hub_model_id = f"{given or self.output_dir.absolute().name}-{plan.folder.name}"
+                Destination(str(plan.args.hub_model_id))  # refuses what is no name
+        return plans
 
 
 def recipe_parser(recipe: Recipe) -> RecipeParser:
@@ -112,4 +126,23 @@ def read_command(recipe: Recipe, argv: list[str]) -> Command:
     for name in recipe.trainer_options:
         data[name] = getattr(args, name)
         setattr(args, name, None)
-    return Command(data, options, args, chosen_steps(args, parser.given), methods, parser.given)
+    steps = chosen_steps(args, parser.given)
+    if args.push_to_hub and "do_train" not in steps:
+        raise ValueError(
+            "Expected --push_to_hub with training, found it with an evaluation only. Push what is already trained "
+            "with `hf-balancemix push`."
+        )
+    return Command(data, options, args, steps, methods, parser.given, shown_line(recipe.name, argv, args.world_size))
+
+
+def shown_line(recipe: str, words: Sequence[str], processes: int) -> str:
+    """Return what repeats a command: without the access token, and of absolute paths the names at their ends only."""
+    kept, skip = list[str](), False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if skip or name.lstrip("-").replace("-", "_") == "hub_token":
+            skip = not skip and not equals
+            continue
+        kept.append(f"{name}={without_folder(value)}" if equals else without_folder(word))
+    start = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
+    return shlex.join([*start, f"recipes/{recipe.lower()}.py", *kept])

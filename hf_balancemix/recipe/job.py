@@ -40,6 +40,7 @@ class Job:
         groups: Class groups by name, or None for many-, medium- and few-shot classes by ``train_counts``.
         unreadable: How many images of each split were left out.
         digest: Of class names and labels: other data have another one.
+        command_line: That repeats the command, for the cards.
     """
 
     options: RecipeArguments
@@ -49,6 +50,7 @@ class Job:
     groups: Mapping[str, Sequence[str]] | None
     unreadable: dict[str, int]
     digest: str
+    command_line: str = ""
 
 
 def load_job(recipe: Recipe, command: Command) -> Job:
@@ -88,6 +90,7 @@ def load_job(recipe: Recipe, command: Command) -> Job:
         groups=recipe.groups,
         unreadable={name: len(dropped) for name, dropped in unreadable.items()},
         digest=_digest(train, evaluation_labels(splits["test"], test)),
+        command_line=command.line,
     )
 
 

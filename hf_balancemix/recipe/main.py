@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar as disable_shard_bar
 
 from hf_balancemix.build import usable_image_size
 from hf_balancemix.command_line import run_with_clear_errors
+from hf_balancemix.recipe.cards import push_kept, push_run, write_card
 from hf_balancemix.recipe.command import Recipe, read_command
 from hf_balancemix.recipe.job import Job, load_job, write_json
 from hf_balancemix.recipe.options import Plan, RecipeArguments, check_writable, same_comparison
@@ -39,8 +40,9 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
     # Not before: whoever passes wrong data wants to hear of that first.
     runs = _earlier_runs(output_dir / "results.json", options) if command.training else []
     plans = command.plans(recipe.name, job.digest)
+    unpushed: list[str] = []
     if command.training:
-        _train_all(recipe, job, plans, command.steps, runs, output_dir)
+        unpushed = _train_all(recipe, job, plans, command.steps, runs, output_dir)
     elif options.checkpoint is not None:
         _use(job, command.args, command.steps, options.checkpoint, output_dir)
     else:
@@ -53,6 +55,8 @@ def _main(recipe: Recipe, argv: list[str]) -> None:
             _use(job, plan.args, command.steps, plan.folder, plan.folder)
     if PartialState().is_main_process:
         print_unreadable(job.unreadable, output_dir)
+        for message in unpushed:  # last, where it is seen
+            tqdm.write(f"\n{message}", sys.stderr)
     leave_process_group()
 
 
@@ -82,8 +86,13 @@ def _train_all(
     steps: set[str],
     runs: list[dict[str, Any]],
     output_dir: Path,
-) -> None:
-    """Train what is not finished yet, note each result at once, and print all that compare with the last."""
+) -> list[str]:
+    """Train what is not finished yet, note each result at once, and print all that compare with the last.
+
+    Returns:
+        What to tell the user of runs that could not be pushed.
+    """
+    unpushed: list[str | None] = []
     main_process = PartialState().is_main_process
     uses = steps - {"do_train"}
     for plan in plans:
@@ -92,6 +101,8 @@ def _train_all(
                 tqdm.write(f"{plan.label}: finished earlier, kept")
             if uses:
                 _use(job, plan.args, uses, plan.folder, plan.folder)
+            if plan.args.push_to_hub:  # what is there already is not sent again
+                unpushed.append(push_kept(plan))
             continue
         trainer, training = train(job, plan)
         evaluation = evaluate(job, trainer)
@@ -99,10 +110,14 @@ def _train_all(
             named = {name: plan.settings[name] for name in ("method", "noise", "noise_rate", "seed")}
             runs.append({**named, **evaluation.record(), **training, "settings": plan.settings})
             write_json(output_dir / "results.json", {"runs": runs})
+            write_card(trainer, plan, runs[-1])
             _write(job, evaluation, uses, plan.folder, plan.folder)
+        if plan.args.push_to_hub:
+            unpushed.append(push_run(trainer, plan))
     if main_process:
         shown = [run for run in runs if same_comparison(run["settings"], plans[-1].settings)]
         print_results(recipe.name, job, shown, output_dir)
+    return [message for message in unpushed if message]
 
 
 def _use(job: Job, args: BalanceMixTrainingArguments, steps: set[str], checkpoint: str | Path, folder: Path) -> None:

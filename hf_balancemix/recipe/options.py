@@ -107,6 +107,10 @@ class RecipeArguments:
             "set. Only with --do_eval or --do_predict, without training."
         },
     )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence in the model card, as the Hub names it (apache-2.0); none unless set."},
+    )
     resume: bool = field(
         default=False, metadata={"help": "Go on in an output_dir: finished runs are kept, a broken-off one resumes."}
     )

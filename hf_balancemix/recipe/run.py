@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,19 +19,20 @@ from hf_balancemix.data.images import image_names
 from hf_balancemix.data.noise import inject_noise
 from hf_balancemix.metrics import mean_average_precision
 from hf_balancemix.predict import load_checkpoint
+from hf_balancemix.recipe.cards import describe_run
 from hf_balancemix.recipe.job import Job
 from hf_balancemix.recipe.options import Plan, check_settings, noise_spec
 from hf_balancemix.recipe.progress import Progress, Stopwatch
 from hf_balancemix.report import MultiLabelReport, multilabel_report
 from hf_balancemix.reports.predictions import ScoreWriter
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.card_facts import hardware, package_versions
 from hf_balancemix.training.checkpoints import complete_checkpoints, load_weights
 from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from hf_balancemix.training.network_pair import SECOND_NETWORK, NetworkPair, second_seed
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "hf-balancemix")
 _PREDICT_ROWS = 1000
 
 
@@ -92,19 +91,22 @@ def train(job: Job, plan: Plan, progress: TrainerCallback | None = None) -> tupl
         processing_class=processor,
         **networks,
     )
+    describe_run(trainer, job, plan)
     _show_progress(trainer, progress or Progress(plan.label))
     stopwatch = Stopwatch(plan.folder)
     trainer.add_callback(stopwatch)
     resumable = bool(options.resume and complete_checkpoints(plan.folder))
     check_settings(plan.folder, settings, resumable, trainer.is_world_process_zero())
     trainer.train(resume_from_checkpoint=resumable)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # to be pushed with its results
     return trainer, {
         "seconds": round(stopwatch.seconds, 1),
         "epochs": _epochs(trainer.state.log_history),
         "images": {name: len(split) for name, split in job.splits.items()},
         "unreadable_images": job.unreadable,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": package_versions(),
+        "hardware": hardware(args),
+        "command": job.command_line,
         "resumed": resumable,
     }
 
@@ -121,6 +123,8 @@ def load_trained(job: Job, args: BalanceMixTrainingArguments, checkpoint: str | 
         other = copy.deepcopy(model)
         load_weights(other, str(second))
         model = NetworkPair(model, other, "mean")
+    args = copy.copy(args)
+    args.push_to_hub = False
     try:
         trainer = MultiLabelTrainer(model, args, eval_dataset=job.splits["test"], processing_class=processor)
     except ValueError as error:

@@ -80,6 +80,7 @@ class MultiLabelTrainer(ResumableTrainer):
         self.transform = ImageTransform(processing_class, args.augmentation, args.cutout)
         self.label_state: LabelState | None = None
         self.clean_labels: torch.Tensor | None = None  # diagnostics only; training never reads it
+        self.card_details = {}
         self._class_names = checks.own_class_names(model)
         if train_dataset is not None:
             checks.check_dataset(train_dataset, "training")

@@ -1,4 +1,4 @@
-"""A Trainer whose runs can be killed and resumed exactly: what a checkpoint holds, and when it may be gone on with."""
+"""A Trainer whose runs can be killed, resumed exactly and pushed: what a checkpoint holds, when to go on with it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from hf_balancemix import checks
 from hf_balancemix.data.noise import noise_of
+from hf_balancemix.hub.card import render_card
+from hf_balancemix.hub.contents import CARD
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.training import checkpoints
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.card_facts import card_facts, stated
 from hf_balancemix.training.ema import WeightAverage
+from hf_balancemix.training.pushing import Pushing
 
 logger = logging.get_logger(__name__)
 
 
 class ResumableTrainer(Trainer):
     """Adds to the stock Trainer: the label state in every checkpoint, complete or unused checkpoints, strict weights.
+
+    With ``push_to_hub`` every push is complete (weights, configuration, image processor, the code of a head that is
+    ours, a card) and none of them can break the training: see :class:`~hf_balancemix.training.pushing.Pushing`.
 
     ``MultiLabelTrainer`` builds on it. A subclass that keeps more between epochs saves and loads it along with the
     optimiser, in ``_save_optimizer_and_scheduler`` and ``_load_optimizer_and_scheduler``.
@@ -32,6 +40,9 @@ class ResumableTrainer(Trainer):
     average: WeightAverage
     networks = 1
     average_from = 0  # epoch with which the average of the weights that is saved in the end begins
+    pushing: Pushing | None = None
+    # Fields of hub.card.CardFacts that win over what the trainer knows.
+    card_details: dict[str, Any]
 
     def training_rows(self) -> int:
         """Return how many images one epoch goes through."""
@@ -133,3 +144,80 @@ class ResumableTrainer(Trainer):
         """Return the label state of a checkpoint and how its run differs; refuse what cannot be gone on with."""
         saved, saved_run = LabelState.load(checkpoint)
         return saved, checks.check_resume(saved, self.label_state, saved_run, self.run_facts(), checkpoint)
+
+    # ---- the Hub ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository, or go on without: it is tried again with each push.
+
+        Raises:
+            ValueError: If its name is not one.
+        """
+        self.pushing = Pushing(self, token, private)
+        self.hub_model_id = self.pushing.destination.repo_id
+        if self.is_world_process_zero():
+            self.hub_model_id = self.pushing.create_repository()
+
+    def create_model_card(self, **said: Any) -> None:
+        """Write ``README.md`` into the output folder.
+
+        Args:
+            **said: The arguments of the stock Trainer that say something new: ``license``, ``language``, ``tags``,
+                ``model_name``, ``finetuned_from``, ``dataset``; the others have no effect.
+        """
+        if self.is_world_process_zero():
+            facts = card_facts(self, self.card_details | stated(said))
+            Path(self.args.output_dir, CARD).write_text(render_card(facts), encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save and push the model as it is, its card, and checkpoints that the Hub lacks.
+
+        The wait is bounded by the model's size. A push that fails raises nothing: it is logged, with the command that
+        pushes later.
+
+        Args:
+            commit_message: Of the commit.
+            blocking: Whether to wait for the upload.
+            token: Access token, if not ``args.hub_token`` nor the one that is logged in with.
+            revision: Branch.
+            private: Whether a repository that is created is private.
+            **kwargs: For ``create_model_card``.
+
+        Returns:
+            :class:`~hf_balancemix.hub.push.Pushed` with the commit's address and id, or None if that failed or another
+            process pushes; a ``Future`` of it unless ``blocking``.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.pushing is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        changes = {"revision": revision, "token": token, "private": private}
+        return self.pushing.push_output(commit_message or "End of training", blocking, **changes)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Begin to push a checkpoint that was just written, on all processes, each of which has written its part."""
+        if self.args.hub_strategy != HubStrategy.END:
+            self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            try:
+                self.create_model_card()
+            except OSError as error:  # a full disk shows at the next checkpoint; a card is not worth the run
+                logger.warning(f"The model card could not be written ({error}).")
+            self.pushing.push_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        """Wait for what is under way, as long as its size allows for."""
+        if self.pushing is not None and self.is_world_process_zero():
+            self.pushing.finish()

@@ -381,7 +381,7 @@ def test_a_failed_push_leaves_the_checkpoint(tmp_path, monkeypatch, save_only_mo
 
     trainer = make(tmp_path, save_only_model=save_only_model)
     trainer.args.push_to_hub = True
-    monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
+    monkeypatch.setattr(resumable.ResumableTrainer, "_push_from_checkpoint", push)
     with pytest.raises(ConnectionError, match="the Hub is not there"):
         trainer.train()
     assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()

@@ -1,0 +1,174 @@
+"""Pushing to the Hub, by an upload that can be given up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from hf_balancemix.hub.card import HERE
+from hf_balancemix.hub.contents import CARD, Contents
+from hf_balancemix.messages import mistake
+
+_SCRIPT = Path(__file__).with_name("upload.py")
+# Read before `prepare_hub` may switch a process without a connection to offline mode: it may be back at the end.
+_OFFLINE = os.environ.get("HF_HUB_OFFLINE")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to push.
+
+    Attributes:
+        repo_id: Name on the Hub, with or without the user or organisation in front.
+        private: Whether the repository is private if it does not exist yet; None for the account's default.
+        revision: Branch; it is created if it does not exist.
+        token: Access token; the one that is logged in with, unless given.
+    """
+
+    repo_id: str
+    private: bool | None = None
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise mistake(
+                "a name on the Hub such as user/model, of letters, digits, '-', '_' and '.'",
+                repr(self.repo_id),
+                "Choose another one (`hub_model_id`)",
+            ) from error
+
+    def command(self, folder: str | os.PathLike[str]) -> str:
+        """Return the command that pushes a folder here."""
+        words = ["hf-balancemix", "push", os.fspath(folder), self.repo_id]
+        words += ["--private"] * bool(self.private) + (["--revision", self.revision] if self.revision else [])
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What became of a push: full name and address of the repository, address and id of the commit, if any."""
+
+    repo_id: str
+    url: str
+    commit_url: str | None = None
+    oid: str | None = None
+
+
+class PushError(Exception):
+    """A push that did not succeed.
+
+    Attributes:
+        reason: What happened, to stand behind "found that".
+        remedy: What to do.
+    """
+
+    def __init__(self, repo_id: str, reason: str, remedy: str) -> None:
+        super().__init__(f"Expected to push to {repo_id}, found that {reason}. {remedy}.")
+        self.reason, self.remedy = reason, remedy
+
+
+def push(
+    contents: Contents, destination: Destination, message: str, limit: float | None = None, quiet: bool = True
+) -> Pushed:
+    """Create the repository unless it exists, and commit everything at once.
+
+    Args:
+        contents: What to commit; nothing only creates the repository.
+        destination: Where.
+        message: Of the commit.
+        limit: Seconds after which it is given up; None for none.
+        quiet: Whether to show no progress.
+
+    Raises:
+        PushError: If that fails, for whatever reason.
+    """
+    job = {
+        "files": contents.files,
+        "texts": contents.texts,
+        "card": CARD,
+        "unnamed": HERE,
+        "message": message,
+        "repo_id": destination.repo_id,
+        "private": destination.private,
+        "revision": destination.revision,
+        "token": destination.token or get_token(),
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HUB_OFFLINE": _OFFLINE} if _OFFLINE else {}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if quiet else {}
+    with tempfile.TemporaryFile(buffering=0) as errors:  # its position is the process's too
+        try:
+            process = subprocess.Popen(
+                [sys.executable, str(_SCRIPT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors if quiet else None,
+                env=environment,
+            )
+        except OSError as error:  # no memory for another process
+            raise PushError(destination.repo_id, f"no process can be started ({error})", "Push it later") from error
+        with process:
+            try:
+                answer = _ask(process, job, limit)
+            except subprocess.TimeoutExpired as error:
+                reason = f"it was not done after {limit:.0f} seconds{_last_words(errors)}"
+                raise PushError(destination.repo_id, reason, "Check the connection, or push it later") from error
+            finally:
+                process.kill()
+                process.wait()
+        if not answer:
+            reason = f"its process ended with status {process.returncode}{_last_words(errors)}"
+            raise PushError(destination.repo_id, reason, "Push it later")
+    if "error" in answer:
+        raise PushError(destination.repo_id, *_explain(answer, bool(job["token"])))
+    return Pushed(**answer)
+
+
+def _ask(process: subprocess.Popen[bytes], job: Mapping[str, Any], limit: float | None) -> dict[str, Any]:
+    """Give the job and wait for the answer; none if the process has died. Its input stays open: that ends it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()
+    except OSError:
+        return {}
+    process.wait(limit)
+    lines = process.stdout.read().decode().splitlines()
+    return dict(json.loads(lines[-1])) if lines else {}
+
+
+def _last_words(errors: IO[bytes]) -> str:
+    """Return in brackets what the client said last of its troubles, if it did."""
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").splitlines()
+    telling = [line.strip() for line in lines if line.strip() and not line.startswith(("Retrying", "Rate limited"))]
+    return f" ({telling[-1]})" if telling else ""
+
+
+def _explain(answer: Mapping[str, Any], has_token: bool) -> tuple[str, str]:
+    """Return reason and remedy for an answer with an error."""
+    status, text = answer["status"], str(answer["error"]).rstrip(".")
+    log_in = "Log in with `hf auth login`, or set HF_TOKEN to a token with write permission"
+    if status is None:
+        return f"it broke off ({text})", f"Check the connection to {answer['endpoint']}"
+    if status in (401, 403):
+        said = "does not accept the access token" if has_token else "wants an access token, and there is none"
+        return f"the Hub {said} ({status}: {text})", log_in
+    later = status == 429 or status >= 500
+    return f"the Hub answered {status} ({text})", "Try again later" if later else "Check name and branch"

@@ -1,0 +1,208 @@
+"""A trainer's pushes to the Hub: beside the training, complete, and never in its way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
+
+from hf_balancemix.hub.contents import CARD, Contents, checkpoint_contents, model_contents
+from hf_balancemix.hub.push import Destination, Pushed, PushError, push
+from hf_balancemix.training.checkpoints import complete_checkpoints
+
+logger = logging.get_logger(__name__)
+
+_TO_CREATE = 30.0  # seconds that a run waits for its repository before it begins without one
+_WITH_CHECKPOINTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+# An underscore keeps it out of what other tools push from this folder.
+_STAGED = "_push-"
+
+
+class Pushing:
+    """Pushes what a trainer saves, one push at a time, each by a process of its own.
+
+    A push that fails is warned about, the first time; the training goes on. What is missing on the Hub is pushed
+    again at the end. The files of a push are linked aside first: the training may replace or remove its own meanwhile.
+
+    Args:
+        trainer: The trainer; only its first process may push.
+        token: Takes the place of ``args.hub_token``.
+        private: Takes the place of ``args.hub_private_repo``.
+
+    Attributes:
+        destination: Where to; its name is complete once the Hub has answered.
+        final_follows: Whether the end of the training leaves what is missing to a push that comes after it.
+        unpushed: What to tell the user if the Hub lacks the last state, with the command that pushes it; else None.
+
+    Raises:
+        ValueError: If the repository's name is not one.
+    """
+
+    def __init__(self, trainer: Any, token: str | None = None, private: bool | None = None) -> None:
+        args = trainer.args
+        self.trainer = trainer
+        self.folder = Path(args.output_dir)
+        self.destination = Destination(
+            args.hub_model_id or self.folder.absolute().name,
+            args.hub_private_repo if private is None else private,
+            args.hub_revision,
+            token or args.hub_token,
+        )
+        self.final_follows = False
+        self.unpushed: str | None = None
+        self._warned = False
+        self._running: Future[Pushed] | None = None
+        self._on_hub: set[str] = set()  # names of whole checkpoints
+        self._last: Path | None = None  # checkpoint that was saved last
+        self._pushed: Path | None = None  # folder whose model is on the Hub
+
+    def create_repository(self) -> str:
+        """Create the repository, or find it; return its name, which lacks the user where the Hub did not answer."""
+        for left in self.folder.glob(f"{_STAGED}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            self._named(push(Contents({}), self.destination, "", _TO_CREATE))
+        except PushError as error:
+            self._warn(error)
+        return self.destination.repo_id
+
+    def push_checkpoint(self, checkpoint: str) -> None:
+        """Begin to push a checkpoint's model, with some strategies the whole of it; not if a push is under way."""
+        self._last = Path(checkpoint)
+        state, args = self.trainer.state, self.trainer.args
+        if self._running is not None and not self._running.done() and not args.hub_always_push:
+            return
+        unit = f"step {state.global_step}" if args.save_strategy == "steps" else f"epoch {int(state.epoch or 0)}"
+        self._begin(self._last, [self._last] * self._with_checkpoints, f"Training in progress, {unit}")
+
+    def finish(self) -> None:
+        """Wait for the push under way; push the last checkpoint if the Hub lacks it, or say how to do that later."""
+        self._wait()
+        if self.final_follows or self._last is None or self._last == self._pushed or not self._last.is_dir():
+            return
+        self._begin(self._last, self._missing(), "Training in progress, last checkpoint")
+        if error := self._wait():
+            self._report(error, self._last)
+
+    def push_output(self, message: str, blocking: bool = True, **changes: Any) -> Pushed | Future[Pushed] | None:
+        """Push the final model, and the checkpoints that the Hub lacks.
+
+        Args:
+            message: Of the commit.
+            blocking: Whether to wait for the end of it, for as long as its size allows for.
+            **changes: Of the destination, from now on; None changes nothing.
+
+        Returns:
+            What became of it, or None if that failed (``unpushed`` says why); a ``Future`` unless blocking.
+        """
+        self._wait()
+        self.destination = replace(self.destination, **{name: v for name, v in changes.items() if v is not None})
+        self._begin(self.folder, self._missing(), message)
+        if not blocking:
+            return self._running
+        if error := self._wait():
+            self._report(error, self.folder)
+            return None
+        self.unpushed = None
+        assert self._running is not None
+        return self._running.result()
+
+    @property
+    def _with_checkpoints(self) -> bool:
+        return self.trainer.args.hub_strategy in _WITH_CHECKPOINTS
+
+    def _missing(self) -> list[Path]:
+        """Return the checkpoints that belong on the Hub and are not there."""
+        if not self._with_checkpoints:
+            return []
+        found = complete_checkpoints(self.folder)
+        found = found if self.trainer.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS else found[-1:]
+        return [path for path in found if path.name not in self._on_hub]
+
+    def _begin(self, model: Path, checkpoints: Iterable[Path], message: str) -> None:
+        """Link aside what is to be pushed and start the upload."""
+        future: Future[Pushed] = Future()
+        previous, self._running = self._running, future
+        checkpoints = list(checkpoints)
+        try:
+            staged = tempfile.TemporaryDirectory(prefix=_STAGED, dir=self.folder, ignore_cleanup_errors=True)
+            contents = self._stage(model, checkpoints, Path(staged.name))
+        except (OSError, ValueError) as error:  # a full disk, or a checkpoint that was removed from outside
+            failure = PushError(self.destination.repo_id, f"its files cannot be read ({error})", "Push it later")
+            self._warn(failure)
+            future.set_exception(failure)
+            return
+
+        def work() -> None:
+            if previous is not None:
+                wait([previous])
+            try:
+                with staged:
+                    pushed = push(contents, self.destination, message, contents.seconds())
+            except BaseException as error:  # whoever waits gets it
+                if isinstance(error, PushError):
+                    self._warn(error)
+                future.set_exception(error)
+                return
+            self._named(pushed)
+            self._pushed = model
+            self._on_hub.update(path.name for path in checkpoints)
+            future.set_result(pushed)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def _stage(self, model: Path, checkpoints: list[Path], aside: Path) -> Contents:
+        contents = model_contents(model)
+        texts, files = dict(contents.texts), dict(contents.files)
+        if (self.folder / CARD).is_file():
+            texts[CARD] = (self.folder / CARD).read_text(encoding="utf-8")
+        last = self.trainer.args.hub_strategy == HubStrategy.CHECKPOINT
+        for path in checkpoints:
+            whole = checkpoint_contents(path, "last-checkpoint" if last else path.name)
+            texts, files = texts | whole.texts, files | whole.files
+        return Contents({name: _link(path, aside / name) for name, path in files.items()}, texts)
+
+    def _wait(self) -> PushError | None:
+        """Wait until nothing is under way; every upload has its limit. Return what went wrong with the last one."""
+        if self._running is None:
+            return None
+        error = self._running.exception()
+        if error is not None and not isinstance(error, PushError):
+            raise error
+        return error
+
+    def _named(self, pushed: Pushed) -> None:
+        self.destination = replace(self.destination, repo_id=pushed.repo_id)
+        self.trainer.hub_model_id = pushed.repo_id
+
+    def _warn(self, error: PushError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(f"{error} The training goes on; what is missing on the Hub is pushed again at the end.")
+
+    def _report(self, error: PushError, folder: Path) -> None:
+        self.unpushed = (
+            f"The model is in {folder}, but not on the Hub: {error.reason}. {error.remedy}; then push it with\n"
+            f"  {self.destination.command(folder)}"
+        )
+        if not self.final_follows:
+            logger.warning(self.unpushed)
+
+
+def _link(path: str, aside: Path) -> str:
+    """Give a file a second name, or copy it where there are no hard links."""
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, aside)
+    except OSError:
+        shutil.copyfile(path, aside)
+    return str(aside)
