@@ -12,6 +12,8 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 TASK = "image-classification"
+# Read at once: a package that is replaced during a long training must not be mixed with the one that is running.
+_TEMPLATE = (files("hf_balancemix.hub") / "model_card.md.j2").read_text(encoding="utf-8")
 # In the usage of a folder that was not pushed yet; a push puts the repository in its place.
 HERE = 'model="."'
 # What a refresh measures, in the words of a card; shares are fractions, the rest plain numbers.
@@ -33,6 +35,11 @@ _SAMPLER = {
     "sampling_min": "smallest sampling probability, in multiples of uniform",
     "effective_sample_share": "effective sample size, as a share of the images",
     "sampling_total_variation": "total variation from uniform sampling",
+}
+_NOISES = {
+    "mislabel": "each positive label was moved to another class with probability {rate:g}%",
+    "flip": "each label was flipped with probability {rate:g}%",
+    "single_positive": "of each image's positive labels only one was kept, and the others were made negative",
 }
 # An underscore between letters or digits is one in every dialect.
 _SPECIAL = re.compile(r"[\\`*{}\[\]<>|#!&~$]|(?<![^\W_])_|_(?![^\W_])")
@@ -140,16 +147,16 @@ def render_card(facts: CardFacts) -> str:
 
     Names of classes, files and groups may hold anything: they are escaped for Markdown, HTML and YAML.
     """
-    source = (files("hf_balancemix.hub") / "model_card.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"cell": escaped, "fenced": _fenced, "duration": _duration}
-    text = environment.from_string(source).render(
+    text = environment.from_string(_TEMPLATE).render(
         facts=facts,
         metadata=_metadata(facts).to_yaml(),
         usage=_usage(facts),
         labels=_rows(facts.diagnostics, _LABELS),
         sampler=_rows(facts.diagnostics, _SAMPLER),
         weakest=_weakest(facts.scores),
+        noise=_noise(facts.data),
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
@@ -210,6 +217,15 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
         "metric_type": "mAP",
     }
     return [EvalResult(**shared, metric_name=key, metric_value=round(value, 2)) for key, value in named.items()]
+
+
+def _noise(data: DataFacts | None) -> str:
+    """Return what was done to the training labels."""
+    if data is None:
+        return ""
+    if data.noise not in _NOISES:  # several, one upon the other
+        return data.noise
+    return f"{data.noise}, {_NOISES[data.noise].format(rate=100 * (data.noise_rate or 0))}"
 
 
 def _weakest(scores: Scores | None) -> list[tuple[str, float]]:

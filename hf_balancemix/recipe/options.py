@@ -61,7 +61,7 @@ class RecipeArguments:
     noise: str = field(
         default="none", metadata={"help": "Noise injected into the training labels.", "choices": list(NOISE_KINDS)}
     )
-    noise_rate: float = field(default=0.4, metadata={"help": "Noise rate; single_positive and none take no rate."})
+    noise_rate: float = field(default=0.4, metadata={"help": "Its rate; single_positive and none take none."})
     backbone: str = field(
         default="resnet50.tv_in1k",
         metadata={
@@ -109,7 +109,7 @@ class RecipeArguments:
     )
     license: str | None = field(
         default=None,
-        metadata={"help": "Licence in the model card, as the Hub names it (apache-2.0); none unless set."},
+        metadata={"help": "Licence on the model card, such as apache-2.0."},
     )
     resume: bool = field(
         default=False, metadata={"help": "Go on in an output_dir: finished runs are kept, a broken-off one resumes."}

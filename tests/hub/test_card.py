@@ -36,7 +36,7 @@ def test_everything_that_is_known_is_said():
     text = render_card(FACTS)
     for part in (
         "2 classes",
-        "wrong on purpose: mislabel, rate 40%.",
+        "(mislabel, each positive label was moved to another class with probability 40%).",
         "| all | 61.23 |",
         "| rare | 12.50 |",
         "| a | 100.00 |",
@@ -63,6 +63,16 @@ def test_nothing_is_made_up():
     assert "was not evaluated" in text
     for part in ("Label noise", "Sampler", "command", "hardware", "None |", "None,"):
         assert part not in text
+
+
+def test_every_noise_is_explained():
+    for noise, said in (
+        (DataFacts("d", noise="flip", noise_rate=0.055), "each label was flipped with probability 5.5%"),
+        (DataFacts("d", noise="single_positive"), "only one was kept"),
+        (DataFacts("d", noise="mislabel and flip"), "on purpose (mislabel and flip)."),
+        (DataFacts("d"), "The training labels\nare those given."),
+    ):
+        assert said in change(data=noise)
 
 
 def test_the_weakest_classes_are_named():
