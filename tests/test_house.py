@@ -18,7 +18,7 @@ LAYERS = (
     ("config_file",),
     ("training",),
     ("predict",),
-    ("reports",),
+    ("reports", "hub"),
     ("data", "build", "evaluate_metric"),
     ("backbones", "modeling"),
     ("label_state",),
