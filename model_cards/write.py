@@ -1,9 +1,12 @@
 """Writes the cards of this folder: ``python model_cards/write.py``, a few minutes on a CPU.
 
 The digits are trained; their runs write their cards themselves, and these are copied with the results that they name.
-The templates say what is to be trained, and no result.
+So are the scenes, half an hour, if their data and a pretrained backbone are named:
+``python model_cards/write.py --data_dir DIR --backbone DIR_OR_NAME``. The templates say what is to be trained, and no
+result.
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -14,8 +17,8 @@ from hf_balancemix.recipe.cards import data_facts
 from hf_balancemix.recipe.command import read_command, shown_line
 
 FOLDER = Path(__file__).resolve().parent
-RUNS = Path("runs/model_cards/digits")
-METHODS = ("bce", "balancemix")
+RUNS = Path("runs/model_cards")
+METHODS = {"digits": ("bce", "balancemix"), "scenes": ("bce", "mixup", "balancemix")}
 BACKBONES = {
     "resnet50": "resnet50.tv_in1k",
     "resnet101": "resnet101.tv_in1k",
@@ -27,15 +30,16 @@ PLAN = (
 )
 
 
-def write_digits() -> None:
+def write_real(data: str, words: list[str]) -> None:
     """Train, and copy cards and results."""
-    shutil.rmtree(RUNS, ignore_errors=True)
-    main(RECIPES["digits"], ["--methods", *METHODS, "--output_dir", str(RUNS), "--license", "apache-2.0"])
-    for method in METHODS:
-        target = FOLDER / f"digits-{method}"
+    runs = RUNS / data
+    shutil.rmtree(runs, ignore_errors=True)
+    main(RECIPES[data], ["--methods", *METHODS[data], *words, "--output_dir", str(runs), "--license", "apache-2.0"])
+    for method in METHODS[data]:
+        target = FOLDER / f"{data}-{method}"
         target.mkdir(exist_ok=True)
         for name in (CARD, RESULTS):
-            shutil.copyfile(RUNS / f"{method}-seed0" / name, target / name)
+            shutil.copyfile(runs / f"{method}-seed0" / name, target / name)
 
 
 def write_templates() -> None:
@@ -72,5 +76,13 @@ def write_templates() -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the model cards of this folder.")
+    parser.add_argument("--data_dir", help="Folder with the four files of Fashion-MNIST, for the scenes.")
+    parser.add_argument("--backbone", help="Pretrained backbone of the scenes, as --backbone of a recipe.")
+    options = parser.parse_args()
+    if (options.data_dir is None) != (options.backbone is None):
+        parser.error("expected --data_dir and --backbone together, found one of them")
     write_templates()
-    write_digits()
+    write_real("digits", [])
+    if options.data_dir is not None:
+        write_real("scenes", ["--data_dir", options.data_dir, "--backbone", options.backbone])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from hf_balancemix.hub.contents import model_contents
 from hf_balancemix.hub.push import Destination, push
+from hf_balancemix.training.pushing import run_contents
 
 DESCRIPTION = "Push a trained model to the Hub: weights, configuration, image processor, code of its head, model card."
 EXAMPLE = """example:
@@ -19,6 +19,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "repo_id", metavar="REPO_ID", help="Its name on the Hub, USER/NAME; yours if no user is in front."
     )
     parser.add_argument("--private", action="store_true", help="Only you may see it, if it does not exist yet.")
+    parser.add_argument(
+        "--hub_strategy",
+        choices=("end", "checkpoint", "all_checkpoints"),
+        default="end",
+        help="end: the model only; checkpoint: also the last checkpoint, for resuming; all_checkpoints: each of them.",
+    )
     parser.add_argument("--revision", metavar="BRANCH", help="Branch; created if it does not exist (default: main).")
 
 
@@ -30,6 +36,6 @@ def run(options: argparse.Namespace) -> None:
         PushError: If the push does not succeed.
     """
     destination = Destination(options.repo_id, options.private or None, options.revision)
-    contents = model_contents(options.folder)
+    contents = run_contents(options.folder, options.hub_strategy)
     pushed = push(contents, destination, "Upload model", quiet=False)
     print(f"pushed: {pushed.commit_url or pushed.url}")

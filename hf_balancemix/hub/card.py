@@ -56,6 +56,7 @@ class Scores:
         ema_map: That of the averaged weights, if there are any.
         split: Of the data.
         when: At which point of the training.
+        group_classes: Classes of each group, by name.
     """
 
     map: float
@@ -64,6 +65,7 @@ class Scores:
     ema_map: float | None = None
     split: str = "test"
     when: str = "after the last epoch"
+    group_classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def render_card(facts: CardFacts) -> str:
         sampler=_rows(facts.diagnostics, _SAMPLER),
         weakest=_weakest(facts.scores),
         noise=_noise(facts.data),
+        groups_of=_groups_of(facts.scores),
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
@@ -232,6 +235,15 @@ def _weakest(scores: Scores | None) -> list[tuple[str, float]]:
     """Return the three classes with the lowest AP, where there are enough to say so."""
     known = {name: ap for name, ap in scores.per_class_ap.items() if ap is not None} if scores else {}
     return sorted(known.items(), key=lambda item: item[1])[:3] if len(known) > 5 else []
+
+
+def _groups_of(scores: Scores | None) -> dict[str, str]:
+    """Return for each class that is in a group the names of its groups."""
+    groups: dict[str, list[str]] = {}
+    for name, classes in scores.group_classes.items() if scores else ():
+        for member in classes:
+            groups.setdefault(member, []).append(name)
+    return {member: ", ".join(names) for member, names in groups.items()}
 
 
 def _rows(measured: Mapping[str, float], words: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -16,12 +16,14 @@ from typing import IO, Any
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from transformers.trainer_utils import HubStrategy
 
 from hf_balancemix.hub.card import HERE
 from hf_balancemix.hub.contents import CARD, Contents
 from hf_balancemix.messages import mistake
 
 _SCRIPT = Path(__file__).with_name("upload.py")
+WITH_CHECKPOINTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 # Read before `prepare_hub` may switch a process without a connection to offline mode: it may be back at the end.
 _OFFLINE = os.environ.get("HF_HUB_OFFLINE")
 
@@ -52,10 +54,12 @@ class Destination:
                 "Choose another one (`hub_model_id`)",
             ) from error
 
-    def command(self, folder: str | os.PathLike[str]) -> str:
-        """Return the command that pushes a folder here."""
+    def command(self, folder: str | os.PathLike[str], strategy: HubStrategy | str = HubStrategy.END) -> str:
+        """Return the command that pushes a folder here, with the checkpoints that a strategy asks for."""
         words = ["hf-balancemix", "push", os.fspath(folder), self.repo_id]
         words += ["--private"] * bool(self.private) + (["--revision", self.revision] if self.revision else [])
+        kind = HubStrategy(strategy)
+        words += ["--hub_strategy", kind.value] if kind in WITH_CHECKPOINTS else []
         return shlex.join(words)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 
 from hf_balancemix.backbones import SMALL_RESNET
 from hf_balancemix.hub.card import DataFacts, Scores
-from hf_balancemix.hub.contents import RESULTS, model_contents, without_folder
+from hf_balancemix.hub.contents import RESULTS, without_folder
 from hf_balancemix.hub.push import Destination, PushError, push
 from hf_balancemix.recipe.job import Job, write_json
 from hf_balancemix.recipe.options import Plan, RecipeArguments, noise_rate
 from hf_balancemix.training.multilabel import MultiLabelTrainer
+from hf_balancemix.training.pushing import run_contents
 
 _DATA = {
     "digits": "attributes of scikit-learn's handwritten digits",
@@ -57,12 +58,23 @@ def describe_run(trainer: MultiLabelTrainer, job: Job, plan: Plan) -> None:
         trainer.pushing.final_follows = True
 
 
-def write_card(trainer: MultiLabelTrainer, plan: Plan, entry: Mapping[str, Any]) -> None:
-    """Write the card of a finished run, and beside it its entry of ``results.json``, whose numbers it shows."""
+def write_card(
+    trainer: MultiLabelTrainer, plan: Plan, entry: Mapping[str, Any], members: Mapping[str, Sequence[str]]
+) -> None:
+    """Write the card of a finished run, and beside it its entry of ``results.json``, whose numbers it shows.
+
+    Args:
+        trainer: That has trained it.
+        plan: Its plan.
+        entry: Of ``results.json``.
+        members: Classes of each group.
+    """
     settings = entry["settings"] | {"backbone": without_folder(entry["settings"]["backbone"])}
     write_json(plan.folder / RESULTS, {"runs": [{**entry, "settings": settings}]})
     trainer.card_details |= {
-        "scores": Scores(entry["map"], entry["groups"], entry["per_class_ap"], entry.get("ema_map")),
+        "scores": Scores(
+            entry["map"], entry["groups"], entry["per_class_ap"], entry.get("ema_map"), group_classes=members
+        ),
         "diagnostics": entry["epochs"][-1] if entry["epochs"] else {},
         "seconds": entry["seconds"],
         "hardware": entry["hardware"],
@@ -86,11 +98,11 @@ def push_kept(plan: Plan) -> str | None:
         return None
     args = plan.args
     destination = Destination(str(args.hub_model_id), args.hub_private_repo, args.hub_revision, args.hub_token)
-    contents = model_contents(plan.folder)
+    contents = run_contents(plan.folder, args.hub_strategy)
     try:
         done = push(contents, destination, "End of training", contents.seconds())
     except PushError as error:
-        return f"{error} Later:\n  {destination.command(plan.folder)}"
+        return f"{error} Later:\n  {destination.command(plan.folder, args.hub_strategy)}"
     tqdm.write(f"{plan.label}: pushed to {done.commit_url}")
     return None
 

@@ -110,7 +110,7 @@ def _train_all(
             named = {name: plan.settings[name] for name in ("method", "noise", "noise_rate", "seed")}
             runs.append({**named, **evaluation.record(), **training, "settings": plan.settings})
             write_json(output_dir / "results.json", {"runs": runs})
-            write_card(trainer, plan, runs[-1])
+            write_card(trainer, plan, runs[-1], evaluation.members)
             _write(job, evaluation, uses, plan.folder, plan.folder)
         if plan.args.push_to_hub:
             unpushed.append(push_run(trainer, plan))

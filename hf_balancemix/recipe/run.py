@@ -38,11 +38,15 @@ _PREDICT_ROWS = 1000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Logits (N, K) on the test split, and the report on them; the mAP of averaged weights, if there are any."""
+    """Logits (N, K) on the test split, and the report on them; the mAP of averaged weights, if there are any.
+
+    Groups are by name: their mAP, and the names of their classes.
+    """
 
     logits: npt.NDArray[Any]
     report: MultiLabelReport
     groups: dict[str, float]
+    members: dict[str, list[str]]
     ema_map: float | None = None
 
     def record(self) -> dict[str, Any]:
@@ -150,7 +154,8 @@ def evaluate(job: Job, trainer: MultiLabelTrainer) -> Evaluation:
     groups = {name: mean_average_precision(report.ap[indices]) for name, indices in members.items()}
     # A group without evaluated classes is absent, not NaN, which JSON does not know.
     groups = {name: value for name, value in groups.items() if value == value}
-    return Evaluation(logits, report, groups, (predicted.metrics or {}).get("test_ema_map"))
+    named = {name: [job.class_names[k] for k in members[name]] for name in groups}
+    return Evaluation(logits, report, groups, named, (predicted.metrics or {}).get("test_ema_map"))
 
 
 def write_scores(job: Job, evaluation: Evaluation, path: Path) -> None:

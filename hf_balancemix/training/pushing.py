@@ -16,15 +16,45 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from hf_balancemix.hub.contents import CARD, Contents, checkpoint_contents, model_contents
-from hf_balancemix.hub.push import Destination, Pushed, PushError, push
-from hf_balancemix.training.checkpoints import complete_checkpoints
+from hf_balancemix.hub.push import WITH_CHECKPOINTS, Destination, Pushed, PushError, push
+from hf_balancemix.training.checkpoints import complete_checkpoints, missing_parts
 
 logger = logging.get_logger(__name__)
 
 _TO_CREATE = 30.0  # seconds that a run waits for its repository before it begins without one
-_WITH_CHECKPOINTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 # An underscore keeps it out of what other tools push from this folder.
 _STAGED = "_push-"
+_LAST = "last-checkpoint"  # as the stock Trainer has it
+
+
+def run_contents(folder: str | os.PathLike[str], strategy: HubStrategy | str) -> Contents:
+    """Return what the Hub has of a run that is over: its model, and the checkpoints that the strategy asks for.
+
+    Args:
+        folder: Of the run, or a checkpoint.
+        strategy: ``hub_strategy``; with ``checkpoint`` the last one goes along, with ``all_checkpoints`` each.
+
+    Raises:
+        ValueError: If there is no model in the folder.
+    """
+    return _with_checkpoints(model_contents(folder), _to_push(Path(folder), strategy), strategy)
+
+
+def _to_push(folder: Path, strategy: HubStrategy | str) -> list[Path]:
+    """Return the checkpoints of a run that belong on the Hub."""
+    if strategy not in WITH_CHECKPOINTS:
+        return []
+    found = [folder] if not missing_parts(folder) else complete_checkpoints(folder)
+    return found if strategy == HubStrategy.ALL_CHECKPOINTS else found[-1:]
+
+
+def _with_checkpoints(model: Contents, checkpoints: Iterable[Path], strategy: HubStrategy | str) -> Contents:
+    """Add whole checkpoints to what makes a model."""
+    files, texts = dict(model.files), dict(model.texts)
+    for path in checkpoints:
+        whole = checkpoint_contents(path, _LAST if strategy == HubStrategy.CHECKPOINT else path.name)
+        files, texts = files | whole.files, texts | whole.texts
+    return Contents(files, texts)
 
 
 class Pushing:
@@ -82,7 +112,7 @@ class Pushing:
         if self._running is not None and not self._running.done() and not args.hub_always_push:
             return
         unit = f"step {state.global_step}" if args.save_strategy == "steps" else f"epoch {int(state.epoch or 0)}"
-        self._begin(self._last, [self._last] * self._with_checkpoints, f"Training in progress, {unit}")
+        self._begin(self._last, [self._last] * (self._strategy in WITH_CHECKPOINTS), f"Training in progress, {unit}")
 
     def finish(self) -> None:
         """Wait for the push under way; push the last checkpoint if the Hub lacks it, or say how to do that later."""
@@ -117,16 +147,12 @@ class Pushing:
         return self._running.result()
 
     @property
-    def _with_checkpoints(self) -> bool:
-        return self.trainer.args.hub_strategy in _WITH_CHECKPOINTS
+    def _strategy(self) -> HubStrategy:
+        return self.trainer.args.hub_strategy
 
     def _missing(self) -> list[Path]:
         """Return the checkpoints that belong on the Hub and are not there."""
-        if not self._with_checkpoints:
-            return []
-        found = complete_checkpoints(self.folder)
-        found = found if self.trainer.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS else found[-1:]
-        return [path for path in found if path.name not in self._on_hub]
+        return [path for path in _to_push(self.folder, self._strategy) if path.name not in self._on_hub]
 
     def _begin(self, model: Path, checkpoints: Iterable[Path], message: str) -> None:
         """Link aside what is to be pushed and start the upload."""
@@ -161,15 +187,10 @@ class Pushing:
         threading.Thread(target=work, daemon=True).start()
 
     def _stage(self, model: Path, checkpoints: list[Path], aside: Path) -> Contents:
-        contents = model_contents(model)
-        texts, files = dict(contents.texts), dict(contents.files)
+        contents = _with_checkpoints(model_contents(model), checkpoints, self._strategy)
         if (self.folder / CARD).is_file():
-            texts[CARD] = (self.folder / CARD).read_text(encoding="utf-8")
-        last = self.trainer.args.hub_strategy == HubStrategy.CHECKPOINT
-        for path in checkpoints:
-            whole = checkpoint_contents(path, "last-checkpoint" if last else path.name)
-            texts, files = texts | whole.texts, files | whole.files
-        return Contents({name: _link(path, aside / name) for name, path in files.items()}, texts)
+            contents.texts[CARD] = (self.folder / CARD).read_text(encoding="utf-8")
+        return Contents({name: _link(path, aside / name) for name, path in contents.files.items()}, contents.texts)
 
     def _wait(self) -> PushError | None:
         """Wait until nothing is under way; every upload has its limit. Return what went wrong with the last one."""
@@ -192,7 +213,7 @@ class Pushing:
     def _report(self, error: PushError, folder: Path) -> None:
         self.unpushed = (
             f"The model is in {folder}, but not on the Hub: {error.reason}. {error.remedy}; then push it with\n"
-            f"  {self.destination.command(folder)}"
+            f"  {self.destination.command(folder, self._strategy)}"
         )
         if not self.final_follows:
             logger.warning(self.unpushed)

@@ -54,6 +54,12 @@ def test_a_run_and_a_checkpoint(hub, trained, capsys):
         == (trained / "checkpoint-6" / "model.safetensors").read_bytes()
     )
     main(["push", str(trained), "tester/it", "--revision=early"])  # a branch that is there
+    main(["push", str(trained), "tester/all", "--hub_strategy", "all_checkpoints"])
+    assert {path.split("/")[0] for path in hub.model("tester/all").files} >= {"checkpoint-6", "config.json"}
+    main(["push", str(trained / "checkpoint-6"), "tester/last", "--hub_strategy", "checkpoint"])
+    last = paths(hub.model("tester/last").files)
+    assert last >= {"last-checkpoint/trainer_state.json", "last-checkpoint/optimizer.pt", "config.json"}
+    assert "last-checkpoint/training_args.bin" not in last
     assert repository.files["config.json"] == repository.branches["early"][2]["config.json"]
 
 

@@ -13,7 +13,7 @@ from hf_balancemix.hub import push as push_module
 from hf_balancemix.hub.contents import Contents
 from hf_balancemix.hub.push import Destination, PushError, push
 from tests.hub.server import Fault
-from tests.hub.test_push import MODEL, paths, trainer_for
+from tests.hub.test_push import MODEL, RESUMING, paths, trainer_for
 from tests.tiny import refused, same_weights, weights_of
 
 ALWAYS = math.inf
@@ -61,13 +61,14 @@ def test_a_fault_for_good(hub, impatient, tmp_path, undisturbed, caplog, kind, c
     assert said in trainer.pushing.unpushed
     assert said in warnings[0]
     command = shlex.split(trainer.pushing.unpushed.splitlines()[-1])
-    assert command == ["hf-balancemix", "push", str(tmp_path / "model"), "tester/model"]
+    words = [str(tmp_path / "model"), "tester/model", "--hub_strategy", "checkpoint"]
+    assert command == ["hf-balancemix", "push", *words]
     assert {f"checkpoint-{step}" for step in (6, 12)} <= {path.name for path in (tmp_path / "model").iterdir()}
     hub.faults = []
     main(command[1:])
     assert capsys.readouterr().out.splitlines()[-1].startswith("pushed: http")
     files = hub.model("tester/model").files
-    assert paths(files) == MODEL
+    assert paths(files) == MODEL | {f"last-checkpoint/{name}" for name in RESUMING | MODEL - {"README.md"}}
     assert files["model.safetensors"] == (tmp_path / "model" / "model.safetensors").read_bytes()
 
 

@@ -179,6 +179,9 @@ def test_the_wait_grows_with_the_size_and_the_command_can_be_pasted(tmp_path):
     assert contents.seconds() == pytest.approx(123)
     command = Destination("me/it", private=True, revision="b").command("a folder/it's")
     assert command == """hf-balancemix push 'a folder/it'"'"'s' me/it --private --revision b"""
+    assert Destination("me/it").command("a", "every_save") == "hf-balancemix push a me/it"
+    command = Destination("me/it").command("a", "all_checkpoints")
+    assert command == "hf-balancemix push a me/it --hub_strategy all_checkpoints"
     assert "hf_secret" not in repr(Destination("me/it", token="hf_secret"))
 
 
