@@ -23,6 +23,7 @@ from hf_balancemix.recipe.cards import describe_run
 from hf_balancemix.recipe.job import Job
 from hf_balancemix.recipe.options import Plan, check_settings, noise_spec
 from hf_balancemix.recipe.progress import Progress, Stopwatch
+from hf_balancemix.recipe.reporters import close_entry, entry_name
 from hf_balancemix.report import MultiLabelReport, multilabel_report
 from hf_balancemix.reports.predictions import ScoreWriter
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
@@ -75,6 +76,7 @@ def train(job: Job, plan: Plan, progress: TrainerCallback | None = None) -> tupl
         The trainer and what is to be said of the training.
     """
     options, args, settings = job.options, plan.args, plan.settings
+    args.run_name = entry_name(args)
     training_split = job.splits["train"]
     if options.noise != "none":
         training_split = inject_noise(training_split, noise_spec(options, settings["seed"]))
@@ -102,6 +104,7 @@ def train(job: Job, plan: Plan, progress: TrainerCallback | None = None) -> tupl
     resumable = bool(options.resume and complete_checkpoints(plan.folder))
     check_settings(plan.folder, settings, resumable, trainer.is_world_process_zero())
     trainer.train(resume_from_checkpoint=resumable)
+    close_entry(trainer)
     trainer.save_model(_internal_call=True)  # to be pushed with its results
     return trainer, {
         "seconds": round(stopwatch.seconds, 1),
@@ -128,7 +131,7 @@ def load_trained(job: Job, args: BalanceMixTrainingArguments, checkpoint: str | 
         load_weights(other, str(second))
         model = NetworkPair(model, other, "mean")
     args = copy.copy(args)
-    args.push_to_hub = False
+    args.push_to_hub, args.report_to = False, []
     try:
         trainer = MultiLabelTrainer(model, args, eval_dataset=job.splits["test"], processing_class=processor)
     except ValueError as error:

@@ -42,6 +42,7 @@ def card_facts(trainer: Any, changes: Mapping[str, Any]) -> CardFacts:
         "class_names": [config.id2label[k] for k in range(config.num_labels)],
         "trainer": type(trainer).__name__,
         "remote_code": getattr(model, "_auto_class", None) is not None,
+        "tags": getattr(model, "model_tags", None) or (),  # trackio's say where the curves are
         "head": getattr(config, "head", "linear"),
         "base_model": base_model,
         "origin": origin,
