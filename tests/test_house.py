@@ -22,7 +22,7 @@ LAYERS = (
     ("data", "build", "evaluate_metric"),
     ("backbones", "modeling"),
     ("label_state",),
-    ("report",),
+    ("report", "thresholds"),
     ("method", "losses", "metrics"),
     ("checks", "argument_checks", "connection"),
     ("messages",),

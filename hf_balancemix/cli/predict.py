@@ -1,4 +1,4 @@
-"""``hf-balancemix predict``: the scores of image files, one row per image."""
+"""``hf-balancemix predict``: the scores of image files, and their labels, one row per image."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import sys
 from typing import Any
 
 import datasets
-import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_balancemix.cli.scoring import add_scoring_options, clear_out_of_memory, find_device
 from hf_balancemix.data.images import UnreadableImageError, drop_unreadable
 from hf_balancemix.predict import find_images, load_checkpoint, predict_probs
 from hf_balancemix.reports.predictions import ScoreWriter, check_scores_path
+from hf_balancemix.thresholds import read_thresholds
 
-DESCRIPTION = "Score images with a trained model: one row per image, one score from 0 to 1 per class."
+DESCRIPTION = """\
+Score images with a trained model: one row per image, one score from 0 to 1 per class.
+
+If `hf-balancemix thresholds` was run on the model, each row also has the labels of the image: the classes whose score
+reaches their decision threshold."""
 EXAMPLE = """example:
   hf-balancemix predict runs/coco/balancemix-seed0 photos/ "more/*.jpg" --output scores.csv"""
 _SHOWN = 5
-
-
-def _at_least(minimum: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < minimum:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, found {text!r}")
-    return int(text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,31 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Where the scores go: .csv or .jsonl (default: %(default)s).",
     )
-    parser.add_argument(
-        "--batch_size",
-        type=lambda text: _at_least(1, text),
-        default=32,
-        metavar="N",
-        help="Images per step (default: %(default)s).",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=lambda text: _at_least(0, text),
-        default=0,
-        metavar="N",
-        help="Processes that read images (default: %(default)s, only this one).",
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:1, mps, ... (default: %(default)s, an accelerator if there is one).",
-    )
-    parser.add_argument(
-        "--on_bad_image",
-        choices=("raise", "skip"),
-        default="raise",
-        help="What to do about an image that cannot be read (default: %(default)s).",
-    )
+    add_scoring_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="Replace the output file if it exists.")
 
 
@@ -74,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     """
     files = find_images(options.images)
     check_scores_path(options.output, options.overwrite)
-    device = _device(options.device)
+    device = find_device(options.device)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model, processor = load_checkpoint(options.checkpoint)
@@ -84,12 +59,13 @@ def run(options: argparse.Namespace) -> None:
     skipped: list[str] = []
     config: Any = model.config
     class_names = [config.id2label[k] for k in range(config.num_labels)]
-    with ScoreWriter(options.output, class_names, options.overwrite) as writer:
+    thresholds = read_thresholds(config)
+    with ScoreWriter(options.output, class_names, options.overwrite, thresholds) as writer:
         if options.on_bad_image == "skip":
             dataset, skipped = drop_unreadable(dataset, "image")
         kept = list(dataset["file"])
         batches = predict_probs(model, processor, dataset, options.batch_size, options.num_workers, device)
-        with tqdm(total=len(kept), unit="image") as bar:
+        with tqdm(total=len(kept), unit="image") as bar, clear_out_of_memory(options.batch_size, device):
             try:
                 for start, probs in batches:
                     writer.write(kept[start : start + len(probs)], probs)
@@ -97,35 +73,10 @@ def run(options: argparse.Namespace) -> None:
             except UnreadableImageError as error:
                 rows = f"The first {writer.rows} rows are in {options.output}" if writer.rows else "No row was written"
                 raise ValueError(f"{error} {rows}.") from error
-            except torch.OutOfMemoryError as error:
-                raise ValueError(
-                    f"Expected {options.batch_size} images at once to fit into the memory of {device}, found that "
-                    "they do not. Lower --batch_size."
-                ) from error
     if skipped:
         shown = ", ".join(map(repr, skipped[:_SHOWN])) + ", ..." * (len(skipped) > _SHOWN)
         print(f"skipped {len(skipped)} that cannot be read: {shown}", file=sys.stderr)
     print(f"{writer.rows} image{'s' * (writer.rows != 1)} scored, {len(skipped)} skipped: {options.output}")
-
-
-def _device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is the accelerator, or the CPU where there is none."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    kinds = ["cpu", *([accelerator.type] if accelerator else [])]
-    if device is None or device.type not in kinds:
-        raise ValueError(
-            f"Expected as --device auto or a device of this machine ({', '.join(kinds)}), found {name!r}. Leave it "
-            "out for the fastest one."
-        )
-    if device.type != "cpu" and (device.index or 0) >= torch.accelerator.device_count():
-        raise ValueError(
-            f"Expected as --device one of the {torch.accelerator.device_count()} devices of this machine, counted "
-            f"from 0, found {name!r}. Leave the number out for the first one."
-        )
-    return device
+    if thresholds is not None:
+        span = f"from {thresholds.min():.3g} to {thresholds.max():.3g}"
+        print(f"labels: classes that reach their decision threshold in the checkpoint's config.json, {span}")

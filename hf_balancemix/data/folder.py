@@ -27,13 +27,14 @@ from hf_balancemix.data.columns import (
 )
 from hf_balancemix.data.formats import IGNORED_COLUMN
 from hf_balancemix.data.images import stored_paths
-from hf_balancemix.data.sources import LAYOUT, load_hub, load_local
+from hf_balancemix.data.sources import load_splits
+from hf_balancemix.data.validation import VALIDATION_SPLITS, choose_validation
 from hf_balancemix.messages import mistake, nearest
 
 logger = logging.get_logger(__name__)
 Result = TypeVar("Result")
 
-TEST_SPLITS = ("test", "validation", "val", "valid", "dev", "eval")
+TEST_SPLITS = ("test", *VALIDATION_SPLITS)
 _SPLIT_SEED = 0
 
 
@@ -86,19 +87,9 @@ def load_folder(
         TypeError: An argument of a wrong type.
         ValueError: What is missing or wrong, where, and what to do.
     """
-    for option, value in (("data_dir", data_dir), ("dataset", dataset)):
-        if not isinstance(value, str | os.PathLike | None):
-            raise TypeError(f"Expected a text as `{option}`, found {value!r}. Pass a path, or the name on the Hub.")
-    if bool(data_dir) == bool(dataset):
-        found = "both" if data_dir else "neither"
-        raise mistake("either `data_dir`, a folder, or `dataset`, a name on the Hub", found, LAYOUT)
     if not isinstance(test_fraction, float | int) or not 0 < test_fraction < 1:
         raise mistake("a number between 0 and 1 as `test_fraction`", repr(test_fraction), "0.2 holds out a fifth")
-    if data_dir and dataset_config:
-        raise mistake("`dataset_config` with `dataset`", f"{dataset_config!r} with `data_dir`", "Leave it out")
-    folder = Path(os.path.abspath(os.path.expanduser(data_dir))) if data_dir else None
-    source = repr(str(folder or dataset))
-    splits = load_local(folder) if folder else load_hub(str(dataset), dataset_config)
+    splits, folder, source = load_splits(data_dir, dataset, dataset_config)
     splits = _choose_splits(splits, train_split, test_split, source)
     splits = _each(splits, lambda split: _with_images(split, image_column, folder))
     label_format = _common_format(splits, label_column, class_names, label_delimiter)
@@ -108,6 +99,43 @@ def load_folder(
     splits["train"] = _in_split("train", splits["train"], _without_ignored)
     _check_classes(splits, label_format.class_names)
     return datasets.DatasetDict(splits)
+
+
+def load_validation(
+    data_dir: str | os.PathLike[str] | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: Columns = None,
+    label_delimiter: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> tuple[str, datasets.Dataset]:
+    """Load the split to choose settings on: never the test split, and the training split only if it is named.
+
+    Args:
+        data_dir: As of :func:`load_folder`; or the folder of the validation images alone.
+        dataset: Name of a data set on the Hub, in place of ``data_dir``.
+        dataset_config: Its configuration, if it has several.
+        split: The first of ``VALIDATION_SPLITS`` if None, or all, if neither files nor folders are called like splits.
+        image_column: Found if None.
+        label_column: Found if None; a list of names for one 0/1 column per class.
+        label_delimiter: What separates labels in a text; found if None.
+        class_names: K names.
+
+    Returns:
+        The name of the split, "" for all, and its rows, as :func:`load_folder` gives them.
+
+    Raises:
+        TypeError: An argument of a wrong type.
+        ValueError: What is missing or wrong, where, and what to do.
+    """
+    splits, folder, source = load_splits(data_dir, dataset, dataset_config)
+    found = choose_validation(splits, split, folder, source)
+    shown = found or next(iter(splits))
+    rows = _in_split(shown, splits[shown], lambda own: _with_images(own, image_column, folder))
+    label_format = _common_format({shown: rows}, label_column, class_names, label_delimiter)
+    return found, _in_split(shown, rows, lambda own: as_label_lists(own, label_format))
 
 
 def as_label_lists(dataset: datasets.Dataset, label_format: LabelFormat) -> datasets.Dataset:
@@ -228,7 +256,7 @@ def _common_format(
     delimiter: str | None,
 ) -> LabelFormat:
     """One label format for all splits, found on all their rows together."""
-    first = splits["train"]
+    first = next(iter(splits.values()))
     shared = [name for name in first.column_names if all(name in split.column_names for split in splits.values())]
     try:
         whole = datasets.concatenate_datasets([split.select_columns(shared) for split in splits.values()])

@@ -62,7 +62,7 @@ def files_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
     splits: dict[str, list[Path]] = {}
     unknown = []
     for file in files:
-        split = _split_name(file.relative_to(folder))
+        split = split_name(file.relative_to(folder))
         splits.setdefault(split or "train", []).append(file)
         unknown += [] if split else [file]
     if unknown and len(unknown) < len(files):
@@ -76,7 +76,8 @@ def files_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
     return splits
 
 
-def _split_name(path: Path) -> str | None:
+def split_name(path: Path) -> str | None:
+    """Return the split that a path, relative to the data folder, speaks of; None if it speaks of none."""
     if shard := _SHARD.fullmatch(path.stem):
         return shard["split"]
     for part in (*path.parent.parts, path.stem):
@@ -103,7 +104,7 @@ def read_metadata(folder: Path, files: Sequence[Path]) -> dict[str, datasets.Dat
     splits: dict[str, list[pa.Table]] = {}
     for split, own in files_by_split(folder, files).items():
         for file in own:
-            named = _split_name(file.relative_to(folder)) is not None
+            named = split_name(file.relative_to(folder)) is not None
             parts = {split: _read_table(file)} if named else _by_folder(folder, file, split)
             for name, table in parts.items():
                 splits.setdefault(name, []).append(table)
@@ -134,7 +135,7 @@ def _by_folder(folder: Path, file: Path, split: str) -> dict[str, pa.Table]:
     """Read a metadata file that no folder gives to a split, by the folders of its images, such as train/0001.jpg."""
     table = _read_table(file)
     places = [Path(os.path.relpath(image, folder)).parent for image in table["image"].to_pylist()]
-    found = [_split_name(place / "any") for place in places]
+    found = [split_name(place / "any") for place in places]
     if None not in found:
         return {
             name: table.filter(pa.array([name == each for each in found])) for name in dict.fromkeys(found) if name
@@ -245,7 +246,7 @@ def _check_unique(split: str, images: pa.ChunkedArray) -> None:
 
 def _check_covered(folder: Path, images: Sequence[str]) -> None:
     """Refuse a split's folder with images none of which is listed: without its metadata the split would vanish."""
-    for child in sorted(path for path in folder.iterdir() if path.is_dir() and _split_name(path / "any")):
+    for child in sorted(path for path in folder.iterdir() if path.is_dir() and split_name(path / "any")):
         inside = [file for file in find_files(child, "*") if file.name.lower().endswith(_image_endings())]
         if inside and not any(image.startswith(f"{child}{os.sep}") for image in images):
             found = f"{len(inside)} images in {str(child)!r} and none of them in a metadata file"

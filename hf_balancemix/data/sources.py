@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetBuildError, DatasetsError
@@ -19,6 +20,29 @@ LAYOUT = (
     f"A folder holds images and {EXAMPLE}, in it or in its folders train and test; or Parquet files with a column "
     "image; or what `save_to_disk` wrote"
 )
+
+
+def load_splits(
+    data_dir: str | os.PathLike[str] | None, dataset: str | None, dataset_config: str | None
+) -> tuple[dict[str, datasets.Dataset], Path | None, str]:
+    """Load all splits of a folder or of a data set of the Hub.
+
+    Args:
+        data_dir: The folder.
+        dataset: Name of a data set on the Hub, in its place.
+        dataset_config: Its configuration, if it has several.
+
+    Returns:
+        The splits as they are, the folder if it is one, and what to call the source in messages.
+
+    Raises:
+        TypeError: An argument of a wrong type.
+        ValueError: Both or neither is given, or nothing can be loaded.
+    """
+    _check_source(data_dir, dataset, dataset_config)
+    folder = Path(os.path.abspath(os.path.expanduser(data_dir))) if data_dir else None
+    splits = load_local(folder) if folder else load_hub(str(dataset), dataset_config)
+    return splits, folder, repr(str(folder or dataset))
 
 
 def load_hub(name: str, config: str | None) -> dict[str, datasets.Dataset]:
@@ -58,6 +82,17 @@ def load_local(folder: Path) -> dict[str, datasets.Dataset]:
     except PermissionError as error:
         raise mistake("files that can be read", f"{error.filename!r} ({error.strerror})", "Permit it") from error
     raise mistake("labelled images in `data_dir`", found, f"Correct the path. {LAYOUT}")
+
+
+def _check_source(data_dir: Any, dataset: Any, dataset_config: Any) -> None:
+    for option, value in (("data_dir", data_dir), ("dataset", dataset)):
+        if not isinstance(value, str | os.PathLike | None):
+            raise TypeError(f"Expected a text as `{option}`, found {value!r}. Pass a path, or the name on the Hub.")
+    if bool(data_dir) == bool(dataset):
+        found = "both" if data_dir else "neither"
+        raise mistake("either `data_dir`, a folder, or `dataset`, a name on the Hub", found, LAYOUT)
+    if data_dir and dataset_config:
+        raise mistake("`dataset_config` with `dataset`", f"{dataset_config!r} with `data_dir`", "Leave it out")
 
 
 def _load_saved(folder: Path) -> dict[str, datasets.Dataset]:

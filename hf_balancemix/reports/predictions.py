@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 ENDINGS = (".csv", ".jsonl")
-_FILE = "file"
+_FILE, _LABELS = "file", "labels"
+# Between the labels of an image in a CSV, as `load_folder` reads them.
+_DELIMITER = "|"
 
 
 def check_scores_path(path: str | Path, overwrite: bool = False) -> Path:
@@ -48,8 +50,10 @@ class ScoreWriter:
     """Writes the scores of images batch by batch; what was written stays if the run is broken off.
 
     CSV has a header ``file,<class 1>,...`` and one column per class; JSON lines have one object per image,
-    ``{"file": ..., "scores": {class: score}}``. Both are UTF-8. Scores are written with the fewest digits that keep
-    different float32 numbers different, so that the file ranks the images as the model does.
+    ``{"file": ..., "scores": {class: score}}``. With thresholds a last column ``labels`` has the classes whose score
+    reaches theirs, as ``cat|dog``, and in JSON ``"labels": ["cat", "dog"]``. Both are UTF-8. Scores are
+    written with the fewest digits that keep different float32 numbers different, so that the file ranks the images as
+    the model does.
 
         with ScoreWriter("scores.csv", class_names) as writer:
             writer.write(files, scores)
@@ -58,15 +62,23 @@ class ScoreWriter:
         path: ``.csv`` or ``.jsonl``; its folder is made.
         class_names: The K names, each once.
         overwrite: Whether an existing file is replaced.
+        thresholds: (K,) decision thresholds; no labels are written without.
 
     Raises:
-        ValueError: If :func:`check_scores_path` refuses the path, a class name occurs twice, or a CSV would have two
-            columns called "file".
+        ValueError: If :func:`check_scores_path` refuses the path, a class name occurs twice, or in a CSV a class has
+            the name of another column, or one that holds the sign between labels.
     """
 
-    def __init__(self, path: str | Path, class_names: Sequence[str], overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        class_names: Sequence[str],
+        overwrite: bool = False,
+        thresholds: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         self.path = check_scores_path(path, overwrite)
         self.class_names, self.overwrite, self.rows = tuple(class_names), overwrite, 0
+        self.thresholds = thresholds
         self._is_csv = self.path.suffix.lower() == ".csv"
         self._file: TextIO | None = None
         self._begun = self._replaces = False
@@ -74,10 +86,23 @@ class ScoreWriter:
         if count != 1:
             found = f"{name!r} {count} times" if count else "no names"
             raise ValueError(f"Expected class names that occur once each, found {found}. Rename them in the model.")
-        if self._is_csv and _FILE in self.class_names:
+        if self._is_csv:
+            self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Refuse class names that a CSV cannot hold."""
+        remedy = "Write JSON lines instead: a path that ends in .jsonl."
+        held = {_FILE: "files"} | ({} if self.thresholds is None else {_LABELS: "labels"})
+        for column, what in held.items():
+            if column in self.class_names:
+                raise ValueError(
+                    f"Expected no class called {column!r} in a CSV, where a column of that name holds the {what}, "
+                    f"found one. {remedy}"
+                )
+        if self.thresholds is not None and (odd := [name for name in self.class_names if _DELIMITER in name]):
             raise ValueError(
-                f"Expected no class called {_FILE!r} in a CSV, where a column of that name holds the files, found "
-                "one. Write JSON lines instead: a path that ends in .jsonl."
+                f"Expected class names without {_DELIMITER!r} in a CSV, where it stands between the labels of an "
+                f"image, found {odd[0]!r}. {remedy}"
             )
 
     def __enter__(self) -> ScoreWriter:
@@ -116,7 +141,9 @@ class ScoreWriter:
         self._begun = True
         self._file.truncate()
         if self._is_csv:
-            csv.writer(self._file).writerow([_FILE, *self.class_names])
+            csv.writer(self._file).writerow(
+                [_FILE, *self.class_names, *([] if self.thresholds is None else [_LABELS])]
+            )
 
     def write(self, files: Sequence[str], scores: npt.NDArray[Any]) -> None:
         """Append rows, and hand them to the operating system.
@@ -144,12 +171,23 @@ class ScoreWriter:
                 f"{files[row]!r}. Check the model's weights, or use a wider number format than its own."
             )
         texts = scores.astype(str).tolist()
+        labels = self._labels(scores)
         self._begin()
         if self._is_csv:
-            csv.writer(self._file).writerows([file, *row] for file, row in zip(files, texts, strict=True))
+            cells = [[]] * len(files) if labels is None else [[_DELIMITER.join(own)] for own in labels]
+            csv.writer(self._file).writerows(
+                [f, *row, *cell] for f, row, cell in zip(files, texts, cells, strict=True)
+            )
         else:
-            for file, row in zip(files, texts, strict=True):
-                by_class = dict(zip(self.class_names, map(float, row), strict=True))
-                self._file.write(json.dumps({_FILE: file, "scores": by_class}, ensure_ascii=False) + "\n")
+            for i, (file, row) in enumerate(zip(files, texts, strict=True)):
+                line = {_FILE: file, "scores": dict(zip(self.class_names, map(float, row), strict=True))}
+                line |= {} if labels is None else {_LABELS: labels[i]}
+                self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
         self.rows += len(files)
+
+    def _labels(self, scores: npt.NDArray[np.float32]) -> list[list[str]] | None:
+        """Return the classes of each image whose score reaches their threshold; None without thresholds."""
+        if self.thresholds is None:
+            return None
+        return [[self.class_names[k] for k in np.flatnonzero(row)] for row in scores >= self.thresholds]

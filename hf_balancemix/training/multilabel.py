@@ -23,6 +23,7 @@ from hf_balancemix.label_state import LabelState
 from hf_balancemix.losses import pair_losses, reduce_losses, weighted_bce
 from hf_balancemix.method import mix
 from hf_balancemix.report import build_compute_metrics
+from hf_balancemix.thresholds import CONFIG_ENTRY
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs, SaveAfterEvaluation
 from hf_balancemix.training.ema import WeightAverage
@@ -166,6 +167,8 @@ class MultiLabelTrainer(ResumableTrainer):
         config.id2label = dict(enumerate(self._class_names))
         config.label2id = {name: i for i, name in enumerate(self._class_names)}
         config.problem_type = "multi_label_classification"
+        if self.train_dataset is not None and hasattr(config, CONFIG_ENTRY):
+            delattr(config, CONFIG_ENTRY)  # they are of the weights before this training
 
     def _image_rows(self, dataset: Any) -> ImageRows:
         column = self.args.image_column or find_image_column(dataset)

@@ -205,3 +205,29 @@ def test_an_old_file_stays_until_there_is_a_row(tmp_path, rows):
     assert path.read_text(encoding="utf-8") == (
         "file,a\nx.jpg,0.5\n" if rows else "an old and long file of scores\n" * 9
     )
+
+
+def test_labels_by_thresholds(tmp_path):
+    scores = np.array([[0.5, 0.2, 0.9], [0.4, 0.3, 0.1], [1.0, 0.3, 0.0]], dtype=np.float32)
+    thresholds = np.array([0.5, np.float32(0.3), 0.95], dtype=np.float64)
+    expected = [["猫"], ["<b> c, d"], ["猫", "<b> c, d"]]
+    for name in ("a.csv", "a.jsonl"):
+        with ScoreWriter(tmp_path / name, ("猫", "<b> c, d", "e"), thresholds=thresholds) as writer:
+            writer.write(["1", "2", "3"], scores)
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "猫", "<b> c, d", "e", "labels"]
+    assert [row["labels"].split("|") for row in rows] == expected
+    with open(tmp_path / "a.jsonl", encoding="utf-8") as file:
+        assert [json.loads(line)["labels"] for line in file] == expected
+
+
+def test_labels_that_a_csv_cannot_hold(tmp_path):
+    thresholds = np.array([0.5, 0.5])
+    for names, found in ((("labels", "b"), "no class called 'labels'"), (("a|b", "c"), "found 'a|b'")):
+        with pytest.raises(ValueError, match=r"Write JSON lines instead") as caught:
+            ScoreWriter(tmp_path / "a.csv", names, thresholds=thresholds)
+        assert found in str(caught.value)
+        ScoreWriter(tmp_path / "a.csv", names)
+        with ScoreWriter(tmp_path / f"{found[-4]}.jsonl", names, thresholds=thresholds) as writer:
+            writer.write(["1"], np.array([[0.9, 0.1]]))
