@@ -18,7 +18,8 @@ LAYERS = (
     ("config_file",),
     ("training",),
     ("predict",),
-    ("reports", "hub"),
+    ("reports", "hub", "export"),
+    ("export_formats",),
     ("data", "build", "evaluate_metric"),
     ("backbones", "modeling"),
     ("label_state",),
@@ -30,7 +31,8 @@ LAYERS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE = {"torch", "numpy", "sklearn"}
-ALLOWED_INSIDE = {"pandas"}  # comes with datasets, is slow to import, and one method needs it
+# pandas comes with datasets, is slow to import, and one method needs it; the other is of an optional extra.
+ALLOWED_INSIDE = {"pandas", "onnxruntime"}
 
 
 def imports(path):

@@ -206,7 +206,7 @@ class MLDecoder(Head):
         """Return (B, K) logits of (B, C, H, W) or (B, N, C) features."""
         tokens = F.relu(self.projection(as_tokens(features)))
         queries = F.relu(self.word_projection(self.word_vectors)) if self.takes_word_vectors else self.queries
-        queries = queries.expand(len(tokens), -1, -1)
+        queries = queries.expand(tokens.shape[0], -1, -1)
         # What is left of the self-attention's block: its residual sum and norm.
         queries = self.norm(queries + self.dropout(queries))
         decoded = self.layer(queries, queries, tokens, tokens)
@@ -281,7 +281,7 @@ class Query2Label(Head):
         for layer in self.encoder:
             placed = tokens + positions
             tokens = layer(tokens, placed, placed, tokens)
-        placed, labels = tokens + positions, self.label_embedding.expand(len(tokens), -1, -1)
+        placed, labels = tokens + positions, self.label_embedding.expand(tokens.shape[0], -1, -1)
         decoded = torch.zeros_like(labels)
         for layer in self.decoder:
             decoded = layer(decoded, decoded + labels, placed, tokens)
@@ -331,7 +331,7 @@ class CTran(Head):
         """Return (B, K) logits of (B, C, H, W) or (B, N, C) features."""
         tokens = as_tokens(features)
         labels = self.label_embedding + self.state_embedding[0]
-        both = self.norm(torch.cat([tokens, labels.expand(len(tokens), -1, -1)], dim=1))
+        both = self.norm(torch.cat([tokens, labels.expand(tokens.shape[0], -1, -1)], dim=1))
         for layer in self.layers:
             both = layer(both, both, both, both)
         logits: torch.Tensor = self.classifier(both[:, tokens.shape[1] :])
