@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 TASK = "image-classification"
 # Read at once: a package that is replaced during a long training must not be mixed with the one that is running.
 _TEMPLATE = (files("hf_balancemix.hub") / "model_card.md.j2").read_text(encoding="utf-8")
-# In the usage of a folder that was not pushed yet; a push puts the repository in its place.
+# In the usage; an upload puts the name of the repository in its place.
 HERE = 'model="."'
 # What a refresh measures, in the words of a card; shares are fractions, the rest plain numbers.
 _LABELS = {
@@ -97,7 +97,6 @@ class CardFacts:
         class_names: K names.
         trainer: Class of the trainer.
         remote_code: Whether the model loads without this package only with ``trust_remote_code=True``.
-        repo_id: Where the model is on the Hub; its own folder unless given.
         note: In front of everything.
         trained: Whether there is a model; a card without one is a plan.
         method: Name of the method.
@@ -123,7 +122,6 @@ class CardFacts:
     class_names: Sequence[str]
     trainer: str = "MultiLabelTrainer"
     remote_code: bool = False
-    repo_id: str | None = None
     note: str | None = None
     trained: bool = True
     method: str | None = None
@@ -171,10 +169,9 @@ def escaped(text: object) -> str:
 
 def _usage(facts: CardFacts) -> str:
     code = ", trust_remote_code=True" if facts.remote_code else ""
-    model = f'model="{facts.repo_id}"' if facts.repo_id else HERE
     return (
         "from transformers import pipeline\n"
-        f'classify = pipeline("{TASK}", {model}{code})\n'
+        f'classify = pipeline("{TASK}", {HERE}{code})\n'
         'print(classify("photo.jpg", top_k=5))'
     )
 
@@ -219,7 +216,11 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
         "dataset_split": scores.split,
         "metric_type": "mAP",
     }
-    return [EvalResult(**shared, metric_name=key, metric_value=round(value, 2)) for key, value in named.items()]
+    return [
+        EvalResult(**shared, metric_name=key, metric_value=round(value, 2))
+        for key, value in named.items()
+        if value == value
+    ]
 
 
 def _noise(data: DataFacts | None) -> str:

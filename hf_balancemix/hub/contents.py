@@ -22,6 +22,7 @@ _PARTS = re.compile(
     r"config\.json|generation_config\.json|(pre)?processor_config\.json"
     r"|(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)\.index\.json"
 )
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 # It holds paths of this machine, the Hub's token if one was given as an option, and nothing that a resume reads.
 _ARGUMENTS = "training_args.bin"
 _SECONDS_PER_BYTE = 1e-6
@@ -60,7 +61,7 @@ def model_contents(folder: str | os.PathLike[str]) -> Contents:
         raise mistake(
             "a folder with a model (config.json and weights)",
             f"none in {str(root)!r}" if root.is_dir() else f"no folder {str(root)!r}",
-            f"Did you mean one of its folders, {', '.join(inside[:8])}?".rstrip("?") if inside else "Check the path",
+            f"Name one of its folders: {', '.join(inside[:8])}" if inside else "Check the path",
         )
     files, texts = dict[str, str](), dict[str, str]()
     for part in (root, *(root / name for name in _INSIDE)):
@@ -76,8 +77,10 @@ def model_contents(folder: str | os.PathLike[str]) -> Contents:
         own = {path.name for path in part.iterdir() if _PARTS.fullmatch(path.name)} | _code_files(part, content)
         files |= {f"{prefix}{name}": str(part / name) for name in own}
         texts[f"{prefix}config.json"] = _without_folder(content, "_name_or_path")
-    if (root / CARD).is_file():
-        texts[CARD] = (root / CARD).read_text(encoding="utf-8")
+    # A checkpoint has none of its own, but its run does.
+    beside = root.absolute().parent / CARD if _CHECKPOINT.fullmatch(root.name) else root / CARD
+    if card := next((path for path in (root / CARD, beside) if path.is_file()), None):
+        texts[CARD] = card.read_text(encoding="utf-8")
     if (root / RESULTS).is_file():
         files[RESULTS] = str(root / RESULTS)
     return Contents({name: path for name, path in files.items() if name not in texts}, texts)

@@ -8,10 +8,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
@@ -22,6 +23,8 @@ from hf_balancemix.hub.card import HERE
 from hf_balancemix.hub.contents import CARD, Contents
 from hf_balancemix.messages import mistake
 
+# Lines of the client that say only that it tries again.
+_PATIENCE = ("Retrying", "Rate limited")
 _SCRIPT = Path(__file__).with_name("upload.py")
 WITH_CHECKPOINTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 # Read before `prepare_hub` may switch a process without a connection to offline mode: it may be back at the end.
@@ -51,7 +54,7 @@ class Destination:
             raise mistake(
                 "a name on the Hub such as user/model, of letters, digits, '-', '_' and '.'",
                 repr(self.repo_id),
-                "Choose another one (`hub_model_id`)",
+                "Choose another one with `hub_model_id`",
             ) from error
 
     def command(self, folder: str | os.PathLike[str], strategy: HubStrategy | str = HubStrategy.END) -> str:
@@ -86,88 +89,122 @@ class PushError(Exception):
         self.reason, self.remedy = reason, remedy
 
 
-def push(
-    contents: Contents, destination: Destination, message: str, limit: float | None = None, quiet: bool = True
-) -> Pushed:
-    """Create the repository unless it exists, and commit everything at once.
+class Upload:
+    """A process that is ready to upload: :meth:`run` gives it its job.
+
+    Start it in the thread that starts other processes too, such as a DataLoader's workers: they would inherit what
+    connects this one while it starts, and keep it waiting for as long as they live.
 
     Args:
-        contents: What to commit; nothing only creates the repository.
-        destination: Where.
-        message: Of the commit.
-        limit: Seconds after which it is given up; None for none.
         quiet: Whether to show no progress.
 
     Raises:
-        PushError: If that fails, for whatever reason.
+        PushError: If no process can be started.
     """
-    job = {
-        "files": contents.files,
-        "texts": contents.texts,
-        "card": CARD,
-        "unnamed": HERE,
-        "message": message,
-        "repo_id": destination.repo_id,
-        "private": destination.private,
-        "revision": destination.revision,
-        "token": destination.token or get_token(),
-    }
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_HUB_OFFLINE": _OFFLINE} if _OFFLINE else {}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if quiet else {}
-    with tempfile.TemporaryFile(buffering=0) as errors:  # its position is the process's too
+
+    def __init__(self, quiet: bool = True) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        environment |= {"HF_HUB_OFFLINE": _OFFLINE} if _OFFLINE else {}
+        environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if quiet else {}
         try:
-            process = subprocess.Popen(
+            self._errors = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - its position is the process's too
+            self._process = subprocess.Popen(
                 [sys.executable, str(_SCRIPT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=errors if quiet else None,
+                stderr=self._errors if quiet else None,
                 env=environment,
+                start_new_session=True,  # Ctrl-C reaches a whole group; this process decides
             )
-        except OSError as error:  # no memory for another process
-            raise PushError(destination.repo_id, f"no process can be started ({error})", "Push it later") from error
-        with process:
-            try:
-                answer = _ask(process, job, limit)
-            except subprocess.TimeoutExpired as error:
-                reason = f"it was not done after {limit:.0f} seconds{_last_words(errors)}"
-                raise PushError(destination.repo_id, reason, "Check the connection, or push it later") from error
-            finally:
-                process.kill()
-                process.wait()
-        if not answer:
-            reason = f"its process ended with status {process.returncode}{_last_words(errors)}"
-            raise PushError(destination.repo_id, reason, "Push it later")
-    if "error" in answer:
-        raise PushError(destination.repo_id, *_explain(answer, bool(job["token"])))
-    return Pushed(**answer)
+        except OSError as error:  # no memory for another process, no space for its errors
+            raise PushError("the Hub", f"no process can be started ({error})", "Push it later") from error
+
+    def run(self, contents: Contents, destination: Destination, message: str, limit: float | None = None) -> Pushed:
+        """Create the repository unless it exists, and commit everything at once.
+
+        Args:
+            contents: What to commit; nothing only creates the repository.
+            destination: Where.
+            message: Of the commit.
+            limit: Seconds after which it is given up; None for none.
+
+        Raises:
+            PushError: If that fails, for whatever reason.
+        """
+        job = {
+            "files": contents.files,
+            "texts": contents.texts,
+            "card": CARD,
+            "unnamed": HERE,
+            "message": message,
+            "repo_id": destination.repo_id,
+            "private": destination.private,
+            "revision": destination.revision,
+            "token": destination.token or get_token(),
+        }
+        given_up = threading.Event()
+
+        def give_up() -> None:  # it ends every wait below, whatever it is that hangs
+            given_up.set()
+            self._process.kill()
+
+        timer = threading.Timer(limit or 0, give_up)
+        timer.daemon = True
+        if limit is not None:
+            timer.start()
+        try:
+            with self._process, self._errors:
+                try:
+                    answer = self._ask(job)
+                finally:
+                    timer.cancel()
+                    self._process.kill()
+                    self._process.wait()
+                said = self._last_words()
+        except OSError as error:
+            raise PushError(destination.repo_id, f"it broke off ({error})", "Push it later") from error
+        if answer is None:
+            reason, remedy = f"its process ended with status {self._process.returncode}{said}", "Push it later"
+            if given_up.is_set():
+                reason = f"it was not done after {limit:.0f} seconds{said}"
+                remedy = "Check the connection, or push it later"
+            raise PushError(destination.repo_id, reason, remedy)
+        if "error" in answer:
+            raise PushError(destination.repo_id, *_explain(answer, bool(job["token"])))
+        return Pushed(**answer)
+
+    def _ask(self, job: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Give the job and wait for the answer; None if the process died. Its input stays open: that would end it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            return None
+        line = self._process.stdout.readline()
+        return dict(json.loads(line)) if line.endswith(b"\n") else None
+
+    def _last_words(self) -> str:
+        """Return in brackets what the client said last of its troubles, if it did."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        telling = [line.strip() for line in lines if line.strip() and not line.startswith(_PATIENCE)]
+        return f" ({telling[-1]})" if telling else ""
 
 
-def _ask(process: subprocess.Popen[bytes], job: Mapping[str, Any], limit: float | None) -> dict[str, Any]:
-    """Give the job and wait for the answer; none if the process has died. Its input stays open: that ends it."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(job).encode() + b"\n")
-        process.stdin.flush()
-    except OSError:
-        return {}
-    process.wait(limit)
-    lines = process.stdout.read().decode().splitlines()
-    return dict(json.loads(lines[-1])) if lines else {}
-
-
-def _last_words(errors: IO[bytes]) -> str:
-    """Return in brackets what the client said last of its troubles, if it did."""
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").splitlines()
-    telling = [line.strip() for line in lines if line.strip() and not line.startswith(("Retrying", "Rate limited"))]
-    return f" ({telling[-1]})" if telling else ""
+def push(
+    contents: Contents, destination: Destination, message: str, limit: float | None = None, quiet: bool = True
+) -> Pushed:
+    """Start an :class:`Upload` and wait for it; arguments and errors are those of its methods."""
+    return Upload(quiet).run(contents, destination, message, limit)
 
 
 def _explain(answer: Mapping[str, Any], has_token: bool) -> tuple[str, str]:
     """Return reason and remedy for an answer with an error."""
     status, text = answer["status"], str(answer["error"]).rstrip(".")
+    if answer["card"]:
+        return f"the Hub refuses the card ({text})", "Correct the lines at the top of its README.md"
     log_in = "Log in with `hf auth login`, or set HF_TOKEN to a token with write permission"
     if status is None:
         return f"it broke off ({text})", f"Check the connection to {answer['endpoint']}"

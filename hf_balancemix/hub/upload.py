@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 from typing import Any
@@ -48,7 +47,6 @@ def _upload(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Do the job and answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the other process decides
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_other, daemon=True).start()
     try:
@@ -56,9 +54,11 @@ def main() -> None:
     except Exception as error:  # whatever it is, the other process says it
         response = error.response if isinstance(error, HfHubHTTPError) else None
         status = getattr(response, "status_code", None)
-        lines = [getattr(error, "server_message", None), str(error).strip().split("\n")[0]]
-        answer = {"error": next(filter(None, lines), type(error).__name__), "status": status}
-        answer["endpoint"] = constants.ENDPOINT
+        refused = isinstance(error, ValueError) and "README.md" in str(error)  # its metadata
+        lines = str(error).split("\n")
+        said = [getattr(error, "server_message", None), " ".join(str(error).split()) if refused else lines[0].strip()]
+        text = next(filter(None, said), type(error).__name__)
+        answer = {"error": text[:2000], "status": status, "card": refused, "endpoint": constants.ENDPOINT}
     print(json.dumps(answer))  # noqa: T201
     sys.stdout.flush()
     os._exit(0)  # threads that still hang are of no interest

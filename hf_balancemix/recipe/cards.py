@@ -17,7 +17,7 @@ from hf_balancemix.hub.push import Destination, PushError, push
 from hf_balancemix.recipe.job import Job, write_json
 from hf_balancemix.recipe.options import Plan, RecipeArguments, noise_rate
 from hf_balancemix.training.multilabel import MultiLabelTrainer
-from hf_balancemix.training.pushing import run_contents
+from hf_balancemix.training.pushing import run_contents, upload_limit
 
 _DATA = {
     "digits": "attributes of scikit-learn's handwritten digits",
@@ -98,10 +98,10 @@ def push_kept(plan: Plan) -> str | None:
         return None
     args = plan.args
     destination = Destination(str(args.hub_model_id), args.hub_private_repo, args.hub_revision, args.hub_token)
-    contents = run_contents(plan.folder, args.hub_strategy)
     try:
-        done = push(contents, destination, "End of training", contents.seconds())
-    except PushError as error:
+        contents = run_contents(plan.folder, args.hub_strategy)
+        done = push(contents, destination, "End of training", upload_limit(contents, args))
+    except (PushError, ValueError) as error:  # the folder of a run that was finished earlier may be gone
         return f"{error} Later:\n  {destination.command(plan.folder, args.hub_strategy)}"
     tqdm.write(f"{plan.label}: pushed to {done.commit_url}")
     return None

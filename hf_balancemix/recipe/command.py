@@ -13,6 +13,7 @@ from datasets import DatasetDict
 
 from hf_balancemix.command_line import DATA_OPTIONS, RecipeParser
 from hf_balancemix.hub.contents import without_folder
+from hf_balancemix.hub.licenses import check_license
 from hf_balancemix.hub.push import Destination
 from hf_balancemix.recipe.options import (
     Plan,
@@ -89,7 +90,7 @@ class Command:
             for plan in plans:  # each run has a repository of its own
                 if given is None or len(plans) > 1:
                     plan.args.hub_model_id = f"{given or self.output_dir.absolute().name}-{plan.folder.name}"
-                Destination(str(plan.args.hub_model_id))  # refuses what is no name
+                Destination(str(plan.args.hub_model_id))
         return plans
 
 
@@ -114,6 +115,8 @@ def read_command(recipe: Recipe, argv: list[str]) -> Command:
     methods = [options.method] if options.method else options.methods
     adjust_to_noise_and_processes(options, args, parser.given)
     check_options(options, args, methods, parser.given)
+    if options.license is not None:
+        check_license(options.license)
     own_length = args.num_train_epochs == recipe.defaults.get("num_train_epochs") and args.max_steps <= 0
     if "large_loss_rate" not in parser.given and not own_length:
         args.large_loss_rate = None  # the recipe's rate is for its own epochs
@@ -132,7 +135,10 @@ def read_command(recipe: Recipe, argv: list[str]) -> Command:
             "Expected --push_to_hub with training, found it with an evaluation only. Push what is already trained "
             "with `hf-balancemix push`."
         )
-    return Command(data, options, args, steps, methods, parser.given, shown_line(recipe.name, argv, args.world_size))
+    line = shown_line(recipe.name, argv, args.world_size)
+    command = Command(data, options, args, steps, methods, parser.given, line)
+    command.plans(recipe.name)  # refuses what cannot be a repository's name
+    return command
 
 
 def shown_line(recipe: str, words: Sequence[str], processes: int) -> str:

@@ -47,16 +47,15 @@ def card_facts(trainer: Any, changes: Mapping[str, Any]) -> CardFacts:
         "base_model": base_model,
         "origin": origin,
         "data": _data(trainer),
-        "scores": _scores(trainer.state.log_history),
+        "scores": _scores(trainer.state.log_history, _saved_step(trainer)),
         "diagnostics": next((log for log in reversed(trainer.state.log_history) if "refresh_seconds" in log), {}),
         "settings": _settings(trainer),
         "versions": package_versions(),
         "hardware": hardware(trainer.args),
-        "repo_id": trainer.hub_model_id if "/" in (trainer.hub_model_id or "") else None,  # else it is not complete
     }
     if trainer.is_in_train and trainer.state.global_step < trainer.state.max_steps:
         done, epochs = trainer.state.epoch or 0, trainer.state.num_train_epochs
-        facts["note"] = f"Training goes on: this is the model after {done:.3g} of {epochs} epochs."
+        facts["note"] = f"The model after {done:.3g} of {epochs} planned epochs."
     wanted = facts | dict(changes)
     if isinstance(wanted["data"], str):
         wanted["data"] = replace(facts["data"] or DataFacts(""), name=wanted["data"])
@@ -88,9 +87,9 @@ def _origin(name: str) -> tuple[str | None, str | None]:
     """Return the name on the Hub of what training started from, and in words what it was."""
     if not name:
         return None, None
-    if os.path.exists(name) or Path(name).is_absolute() or name.count("/") != 1:
+    if os.path.exists(name) or Path(name).is_absolute() or name.count("/") > 1:
         return None, f"a checkpoint in a folder {Path(name).name}"
-    return name, None
+    return (name, None) if "/" in name else (None, name)
 
 
 def _data(trainer: Any) -> DataFacts | None:
@@ -106,9 +105,16 @@ def _data(trainer: Any) -> DataFacts | None:
     )
 
 
-def _scores(log_history: Sequence[Mapping[str, Any]]) -> Scores | None:
-    """Return the last evaluation's, unless there are several evaluation sets, or none."""
-    last = next((log for log in reversed(log_history) if "eval_map" in log), None)
+def _saved_step(trainer: Any) -> int | None:
+    """Return the step of the best checkpoint if that is what the training ends with, else None for the last one."""
+    over = trainer.state.global_step >= trainer.state.max_steps or not trainer.is_in_train
+    return trainer.state.best_global_step if trainer.args.load_best_model_at_end and over else None
+
+
+def _scores(log_history: Sequence[Mapping[str, Any]], step: int | None) -> Scores | None:
+    """Return those of the evaluation at a step, or of the last one; none if there are several evaluation sets."""
+    logs = [log for log in log_history if "eval_map" in log and step in (None, log.get("step"))]
+    last = logs[-1] if logs else None
     if last is None:
         return None
     groups = {name: last[f"eval_{name}"] for name in ("many", "medium", "few") if f"eval_{name}" in last}

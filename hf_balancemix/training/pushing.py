@@ -16,7 +16,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from hf_balancemix.hub.contents import CARD, Contents, checkpoint_contents, model_contents
-from hf_balancemix.hub.push import WITH_CHECKPOINTS, Destination, Pushed, PushError, push
+from hf_balancemix.hub.push import WITH_CHECKPOINTS, Destination, Pushed, PushError, Upload, push
 from hf_balancemix.training.checkpoints import complete_checkpoints, missing_parts
 
 logger = logging.get_logger(__name__)
@@ -57,11 +57,17 @@ def _with_checkpoints(model: Contents, checkpoints: Iterable[Path], strategy: Hu
     return Contents(files, texts)
 
 
+def upload_limit(contents: Contents, args: Any) -> float:
+    """Return for how many seconds an upload is waited for: by its size, but less than other processes would wait."""
+    return min(contents.seconds(), args.ddp_timeout / 2) if args.world_size > 1 else contents.seconds()
+
+
 class Pushing:
     """Pushes what a trainer saves, one push at a time, each by a process of its own.
 
-    A push that fails is warned about, the first time; the training goes on. What is missing on the Hub is pushed
-    again at the end. The files of a push are linked aside first: the training may replace or remove its own meanwhile.
+    A push that fails during the training is warned about, the first time; the training goes on. What is missing on the
+    Hub is pushed again at the end. The files of a push are linked aside first: the training may replace or remove its
+    own meanwhile.
 
     Args:
         trainer: The trainer; only its first process may push.
@@ -87,6 +93,7 @@ class Pushing:
             args.hub_revision,
             token or args.hub_token,
         )
+        trainer.hub_model_id = self.destination.repo_id
         self.final_follows = False
         self.unpushed: str | None = None
         self._warned = False
@@ -95,33 +102,37 @@ class Pushing:
         self._last: Path | None = None  # checkpoint that was saved last
         self._pushed: Path | None = None  # folder whose model is on the Hub
 
-    def create_repository(self) -> str:
-        """Create the repository, or find it; return its name, which lacks the user where the Hub did not answer."""
+    def create_repository(self) -> None:
+        """Create the repository, or find it; its name lacks the user still where the Hub does not answer."""
         for left in self.folder.glob(f"{_STAGED}*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         try:
             self._named(push(Contents({}), self.destination, "", _TO_CREATE))
         except PushError as error:
             self._warn(error)
-        return self.destination.repo_id
 
     def push_checkpoint(self, checkpoint: str) -> None:
         """Begin to push a checkpoint's model, with some strategies the whole of it; not if a push is under way."""
         self._last = Path(checkpoint)
         state, args = self.trainer.state, self.trainer.args
-        if self._running is not None and not self._running.done() and not args.hub_always_push:
+        if self._busy and not args.hub_always_push:
             return
         unit = f"step {state.global_step}" if args.save_strategy == "steps" else f"epoch {int(state.epoch or 0)}"
         self._begin(self._last, [self._last] * (self._strategy in WITH_CHECKPOINTS), f"Training in progress, {unit}")
 
     def finish(self) -> None:
-        """Wait for the push under way; push the last checkpoint if the Hub lacks it, or say how to do that later."""
-        self._wait()
-        if self.final_follows or self._last is None or self._last == self._pushed or not self._last.is_dir():
+        """Wait for the push under way; push the last or best checkpoint if the Hub lacks it, or say how to do it."""
+        if self.final_follows or self._last is None:
             return
-        self._begin(self._last, self._missing(), "Training in progress, last checkpoint")
+        self._wait()
+        state, args = self.trainer.state, self.trainer.args
+        best = args.load_best_model_at_end and state.best_model_checkpoint
+        model = Path(best) if best else self._last
+        if model == self._pushed:
+            return
+        self._begin(model, self._missing(), f"Training in progress, {'best' if best else 'last'} checkpoint")
         if error := self._wait():
-            self._report(error, self._last)
+            self._report(error, model)
 
     def push_output(self, message: str, blocking: bool = True, **changes: Any) -> Pushed | Future[Pushed] | None:
         """Push the final model, and the checkpoints that the Hub lacks.
@@ -136,15 +147,12 @@ class Pushing:
         """
         self._wait()
         self.destination = replace(self.destination, **{name: v for name, v in changes.items() if v is not None})
-        self._begin(self.folder, self._missing(), message)
+        running = self._begin(self.folder, self._missing(), message, final=True, blocking=blocking)
         if not blocking:
-            return self._running
-        if error := self._wait():
-            self._report(error, self.folder)
+            return running
+        if self._wait():
             return None
-        self.unpushed = None
-        assert self._running is not None
-        return self._running.result()
+        return running.result()
 
     @property
     def _strategy(self) -> HubStrategy:
@@ -154,37 +162,59 @@ class Pushing:
         """Return the checkpoints that belong on the Hub and are not there."""
         return [path for path in _to_push(self.folder, self._strategy) if path.name not in self._on_hub]
 
-    def _begin(self, model: Path, checkpoints: Iterable[Path], message: str) -> None:
-        """Link aside what is to be pushed and start the upload."""
+    @property
+    def _busy(self) -> bool:
+        return self._running is not None and not self._running.done()
+
+    def _begin(
+        self, model: Path, checkpoints: Iterable[Path], message: str, final: bool = False, blocking: bool = True
+    ) -> Future[Pushed]:
+        """Link aside what is to be pushed and start the upload, behind the one that may be under way."""
         future: Future[Pushed] = Future()
-        previous, self._running = self._running, future
-        checkpoints = list(checkpoints)
+        previous, checkpoints = self._running, list(checkpoints)
+
+        def fail(error: Exception) -> None:
+            failure = error
+            if not isinstance(error, PushError):  # its files were removed from outside, for instance
+                failure = PushError(self.destination.repo_id, f"it broke off ({error})", "Push it later")
+            assert isinstance(failure, PushError)
+            if final:
+                self._report(failure, model)
+            else:
+                self._warn(failure)
+            future.set_exception(failure)
+
         try:
+            upload = Upload()
             staged = tempfile.TemporaryDirectory(prefix=_STAGED, dir=self.folder, ignore_cleanup_errors=True)
             contents = self._stage(model, checkpoints, Path(staged.name))
-        except (OSError, ValueError) as error:  # a full disk, or a checkpoint that was removed from outside
-            failure = PushError(self.destination.repo_id, f"its files cannot be read ({error})", "Push it later")
-            self._warn(failure)
-            future.set_exception(failure)
-            return
+        except (PushError, OSError, ValueError) as error:  # a full disk, or a checkpoint removed from outside
+            fail(error)
+            if not self._busy:
+                self._running = future
+            return future
+        self._running = future
 
         def work() -> None:
             if previous is not None:
                 wait([previous])
             try:
                 with staged:
-                    pushed = push(contents, self.destination, message, contents.seconds())
-            except BaseException as error:  # whoever waits gets it
-                if isinstance(error, PushError):
-                    self._warn(error)
-                future.set_exception(error)
+                    limit = upload_limit(contents, self.trainer.args)
+                    pushed = upload.run(contents, self.destination, message, limit)
+            except Exception as error:
+                fail(error)
                 return
             self._named(pushed)
             self._pushed = model
             self._on_hub.update(path.name for path in checkpoints)
+            if final:
+                self.unpushed = None
             future.set_result(pushed)
 
-        threading.Thread(target=work, daemon=True).start()
+        # A push that nobody waits for keeps the process alive until it is done.
+        threading.Thread(target=work, daemon=blocking).start()
+        return future
 
     def _stage(self, model: Path, checkpoints: list[Path], aside: Path) -> Contents:
         contents = _with_checkpoints(model_contents(model), checkpoints, self._strategy)
@@ -194,11 +224,8 @@ class Pushing:
 
     def _wait(self) -> PushError | None:
         """Wait until nothing is under way; every upload has its limit. Return what went wrong with the last one."""
-        if self._running is None:
-            return None
-        error = self._running.exception()
-        if error is not None and not isinstance(error, PushError):
-            raise error
+        error = None if self._running is None else self._running.exception()
+        assert error is None or isinstance(error, PushError)
         return error
 
     def _named(self, pushed: Pushed) -> None:

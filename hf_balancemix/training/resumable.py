@@ -154,9 +154,8 @@ class ResumableTrainer(Trainer):
             ValueError: If its name is not one.
         """
         self.pushing = Pushing(self, token, private)
-        self.hub_model_id = self.pushing.destination.repo_id
         if self.is_world_process_zero():
-            self.hub_model_id = self.pushing.create_repository()
+            self.pushing.create_repository()
 
     def create_model_card(self, **said: Any) -> None:
         """Write ``README.md`` into the output folder.
@@ -197,7 +196,7 @@ class ResumableTrainer(Trainer):
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.pushing is None:
-            self.init_hf_repo(token, private)
+            self.pushing = Pushing(self, token, private)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from hf_balancemix.cli.main import main
@@ -67,7 +68,7 @@ def test_mistakes(hub, trained, capsys, tmp_path, monkeypatch):
     assert "found no folder" in fails(capsys, str(tmp_path / "nothing"), "tester/it")
     assert "found none in" in fails(capsys, str(tmp_path), "tester/it")
     errors = fails(capsys, str(trained.parent), "tester/it")
-    assert "Did you mean one of its folders, Jane's run" in errors
+    assert "Name one of its folders: Jane's run." in errors
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     assert "config.json and weights" in fails(capsys, str(tmp_path), "tester/it")
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -106,11 +107,13 @@ def test_ctrl_c_ends_it_and_its_upload(hub, trained):
     while not any(path.startswith("/lfs/") for _, path in hub.requests):
         assert process.poll() is None
         time.sleep(0.02)
+    uploads = psutil.Process(process.pid).children()
+    assert len(uploads) == 1
     os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=30)[1]
     assert process.returncode == 130
-    assert "Nothing has changed in the repository" in errors
+    assert "To make sure: the same command again" in errors
     assert "Traceback" not in errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    _, alive = psutil.wait_procs(uploads, timeout=10)
+    assert not alive
     assert paths(hub.model("tester/it").files) == set()

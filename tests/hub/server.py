@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 
+import yaml
+
 TOKEN = "hf_stand_in"
 USER = "tester"
 # As the Hub does: what is large or binary goes by LFS.
@@ -225,7 +227,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(409 if known else 200, {"error": "Reference already exists"} if known else {})
 
     def validate_yaml(self):
-        self._send(200, {"errors": [], "warnings": []})
+        """Refuse a licence that is none, and numbers that JSON has not: two of the Hub's rules."""
+        _, _, rest = json.loads(self.body)["content"].partition("---\n")
+        metadata = yaml.safe_load(rest.partition("\n---")[0]) or {}
+        errors = []
+        if metadata.get("license", "mit") not in ("mit", "apache-2.0"):
+            errors.append({"message": '"license" must be one of [apache-2.0, mit]'})
+        if "nan" in json.dumps(metadata, default=str).lower().replace("balancemix", ""):
+            errors.append({"message": '"metrics[0].value" must be a number'})
+        self._send(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, kind, repo, revision):
         if self._may_write() and self._found(kind, repo, revision):

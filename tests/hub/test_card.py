@@ -150,11 +150,18 @@ def test_a_name_reads_as_it_is():
     assert "_" not in escaped("__init__").replace("init", "")
 
 
-def test_the_folder_is_named_until_there_is_a_repository():
+def test_a_share_of_nothing_is_no_result():
+    scores = dataclasses.replace(FACTS.scores, map=float("nan"))
+    assert [r.metric_name for r in ModelCard(change(scores=scores)).data.eval_results] == [
+        "mAP (rare)",
+        "mAP (averaged weights)",
+    ]
+
+
+def test_the_folder_is_named_in_the_usage():
     text = render_card(FACTS)
     assert 'model=".")' in text
-    assert 'model="me/it")' in change(repo_id="me/it")
-    assert 'model="me/it", trust_remote_code=True' in change(repo_id="me/it", remote_code=True)
+    assert 'model=".", trust_remote_code=True' in change(remote_code=True)
     assert "```bash\n" in text
     assert "````bash\n" in change(command="a ``` b")
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import shlex
+import shutil
 import socket
 import time
 
@@ -11,7 +12,7 @@ import pytest
 from hf_balancemix.cli.main import main
 from hf_balancemix.hub import push as push_module
 from hf_balancemix.hub.contents import Contents
-from hf_balancemix.hub.push import Destination, PushError, push
+from hf_balancemix.hub.push import Destination, PushError, Upload, push
 from tests.hub.server import Fault
 from tests.hub.test_push import MODEL, RESUMING, paths, trainer_for
 from tests.tiny import refused, same_weights, weights_of
@@ -120,6 +121,40 @@ def test_a_disk_that_is_full(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryDirectory", full)
     assert trainer.push_to_hub() is None
     assert "No space left on device" in trainer.pushing.unpushed
+
+
+def test_a_card_that_the_hub_refuses_is_named(hub, tmp_path):
+    trainer = trainer_for(tmp_path / "model", push_to_hub=False)
+    assert trainer.push_to_hub(license="Apache") is None
+    assert 'refuses the card (Invalid metadata in README.md. - "license" must be one of' in trainer.pushing.unpushed
+    assert "Correct the lines at the top of its README.md" in trainer.pushing.unpushed
+
+
+def test_files_that_are_removed_meanwhile_end_no_training(hub, tmp_path, monkeypatch, undisturbed):
+    """Another trainer in the same folder takes the linked files for left-overs."""
+    trainer = trainer_for(tmp_path / "model", hub_always_push=True)
+    run = Upload.run
+
+    def removed(self, contents, *args):
+        for folder in (tmp_path / "model").glob("_push-*"):
+            shutil.rmtree(folder)
+        return run(self, contents, *args)
+
+    monkeypatch.setattr(Upload, "run", removed)
+    trainer.train()
+    assert same_weights(undisturbed, weights_of(trainer.model))
+    assert trainer.push_to_hub() is None
+    assert "it broke off" in trainer.pushing.unpushed
+
+
+def test_a_repository_of_another_name_has_a_card_that_names_it(hub, tmp_path):
+    hub.faults = [Fault("POST", CREATE, 403, ALWAYS)]
+    trainer = trainer_for(tmp_path / "model", hub_model_id="someone/else")
+    trainer.train()
+    command = shlex.split(trainer.pushing.unpushed.splitlines()[-1])
+    hub.faults = []
+    main([*command[1:3], "tester/own"])
+    assert 'model="tester/own"' in hub.model("tester/own").files["README.md"].decode()
 
 
 def test_no_token_and_a_wrong_one(hub, monkeypatch):

@@ -77,7 +77,7 @@ def test_equal_logits_by_name_without_this_package(hub, tmp_path):
             pixels = image_processor(Image.open(picture), return_tensors="pt")["pixel_values"]
             expected[f"tester/{name}"] = model.cpu().eval()(pixel_values=pixels).logits[0]
         code[f"tester/{name}"] = head != "linear"
-        cards[name] = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        cards[name] = hub.model(f"tester/{name}").files["README.md"].decode()
     blocked, answers = run_python(BLOCK + LOAD, str(picture), json.dumps(code)).splitlines()
     assert blocked == "blocked"
     answers = json.loads(answers)

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import threading
 
 import pytest
 from huggingface_hub import ModelCard
@@ -12,6 +15,7 @@ from hf_balancemix.build import build_model
 from hf_balancemix.hub.contents import Contents, model_contents
 from hf_balancemix.hub.push import Destination
 from hf_balancemix.training.pushing import Pushing
+from tests.distributed.launch import ROOT, environment
 from tests.tiny import NAMES, SIZE, arguments, processor, refused, same_weights, tiny_dataset, tiny_resnet, weights_of
 
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
@@ -65,8 +69,8 @@ def test_every_strategy(hub, tmp_path, strategy):
     assert repository.files["model.safetensors"] == local
     if strategy != "end":  # the pushes were of other states
         assert commits[0][2]["model.safetensors"] != local
-        assert "Training goes on: this is the model after 1 of 2 epochs" in commits[0][2]["README.md"].decode()
-    assert "Training goes on" not in repository.files["README.md"].decode()
+        assert "The model after 1 of 2 planned epochs." in commits[0][2]["README.md"].decode()
+    assert "planned epochs" not in repository.files["README.md"].decode()
     contents = b"\n".join(repository.files.values())
     assert str(tmp_path).encode() not in contents
     assert not list((tmp_path / "model").glob("_push-*"))
@@ -114,6 +118,20 @@ def test_without_a_final_push_the_last_state_is_on_the_hub(hub, tmp_path):
     assert hub.model("tester/model").files["model.safetensors"] == local.read_bytes()
 
 
+def test_the_best_model_has_its_own_scores_on_the_card_and_is_on_the_hub(hub, tmp_path):
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "map", "greater_is_better": False}
+    trainer = trainer_for(tmp_path / "model", num_train_epochs=4, save_total_limit=1, **options)
+    trainer.train()
+    maps = {log["step"]: log["eval_map"] for log in trainer.state.log_history if "eval_map" in log}
+    best = trainer.state.best_global_step
+    assert maps[best] == min(maps.values()) < maps[24]
+    local = tmp_path / "model" / f"checkpoint-{best}" / "model.safetensors"
+    assert hub.model("tester/model").files["model.safetensors"] == local.read_bytes()
+    trainer.push_to_hub()
+    card = ModelCard(hub.model("tester/model").files["README.md"].decode())
+    assert card.data.eval_results[0].metric_value == round(maps[best], 2)
+
+
 def test_save_model_pushes_as_the_stock_trainer_does(hub, tmp_path):
     trainer = trainer_for(tmp_path / "model", hub_strategy="end", hub_model_id="tester/other", hub_private_repo=True)
     trainer.save_model()
@@ -121,6 +139,35 @@ def test_save_model_pushes_as_the_stock_trainer_does(hub, tmp_path):
     assert repository.private
     assert paths(repository.files) == MODEL
     assert repository.commits[-1][1] == "Model save"
+
+
+def test_a_script_that_does_not_wait_still_pushes(hub, tmp_path):
+    script = "\n".join(
+        (
+            "from pathlib import Path",
+            "from tests.hub.test_push import trainer_for",
+            f"trainer = trainer_for(Path({str(tmp_path / 'model')!r}), push_to_hub=False)",
+            "trainer.push_to_hub(blocking=False)",
+        )
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment(), check=True, capture_output=True)
+    assert paths(hub.model("tester/model").files) == MODEL
+
+
+def test_a_push_is_not_held_by_workers_that_start_meanwhile(hub, tmp_path):
+    """A process that is started while a thread starts the upload would inherit the upload's pipes."""
+    begun = []
+    start = subprocess.Popen.__init__
+
+    def noted(self, *args, **kwargs):
+        begun.append(threading.current_thread())
+        start(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", noted)
+        trainer_for(tmp_path / "model", hub_always_push=True).train()
+    assert len(begun) == 3  # the repository and two checkpoints
+    assert set(begun) == {threading.main_thread()}
 
 
 def test_push_without_the_option_and_without_waiting(hub, tmp_path):

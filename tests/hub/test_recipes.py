@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_balancemix.recipe import RECIPES
+from hf_balancemix.recipe.cards import push_kept
 from hf_balancemix.recipe.command import read_command, shown_line
 from tests.distributed.launch import ROOT, environment, launcher
 from tests.hub.server import Fault
@@ -106,7 +107,7 @@ def test_killed_during_a_push_and_resumed(stocked, tmp_path):
     stocked.faults = [Fault("PUT", "^/lfs/", "hang", math.inf)]
     out = tmp_path / "out"
     options = ["--push_to_hub", "--hub_model_id", "tester/m", "--hub_strategy", "checkpoint", "--save_steps", "1"]
-    options += ["--save_strategy", "steps"]
+    options += ["--save_strategy", "steps", "--num_train_epochs", "20"]  # long enough to be killed in the middle
     process = subprocess.Popen(
         command(out, *options), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -119,6 +120,7 @@ def test_killed_during_a_push_and_resumed(stocked, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not psutil.wait_procs(uploads, timeout=10)[1]  # the upload ends with the training
+    assert not (out / "results.json").exists(), "the run ended before it was killed"
     assert paths(stocked.model("tester/m").files) == set()  # nothing, and no half of it
     stocked.faults = []
     run(command(out, *options, "--resume"))
@@ -140,7 +142,14 @@ def test_several_runs_get_repositories_of_their_own():
     assert names("--methods", "bce", "mixup", "--hub_model_id", "me/it") == ["me/it-bce-seed0", "me/it-mixup-seed0"]
     refused(ValueError, ["Expected a name on the Hub", "'not a name"], names, "--hub_model_id", "not a name")
     refused(ValueError, ["Expected --push_to_hub with training"], names, "--do_eval")
+    refused(ValueError, ["'Apache-2'", "did you mean 'apache-2.0'"], names, "--license", "Apache-2")
     refused(ValueError, ["Expected one of", "sometimes"], names, "--hub_strategy", "sometimes")
+
+
+def test_a_kept_run_whose_folder_is_gone_stops_no_other(tmp_path):
+    options = ["--method", "bce", "--push_to_hub", "--output_dir", str(tmp_path)]
+    [plan] = read_command(RECIPES["digits"], options).plans("digits")
+    assert "found no folder" in push_kept(plan)
 
 
 def test_the_command_on_a_card_names_neither_token_nor_folders():
