@@ -8,7 +8,7 @@ import datasets
 from datasets import load_dataset  # noqa: F401 - the README's code imports it
 
 from hf_balancemix import BalanceMixTrainingArguments
-from hf_balancemix.cli.predict import add_options
+from hf_balancemix.cli.main import _COMMANDS
 from hf_balancemix.command_line import RecipeParser
 from hf_balancemix.compare.command import comparison_parser
 from hf_balancemix.modeling.heads import HEADS
@@ -77,9 +77,10 @@ def test_every_option_in_the_documents_exists():
     for recipe in (coco.RECIPE, voc.RECIPE, folder.RECIPE):
         kinds = [recipe.data, RecipeArguments, BalanceMixTrainingArguments]
         known |= {a.dest for a in RecipeParser(kinds, recipe.defaults, "").parser._actions}
-    predict = argparse.ArgumentParser()
-    add_options(predict)
-    known |= {action.dest for action in predict._actions}
+    for command in _COMMANDS.values():
+        parser = argparse.ArgumentParser()
+        command.add_options(parser)
+        known |= {action.dest for action in parser._actions}
     known |= {action.dest for action in comparison_parser()._actions}
     documents = README + (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     named = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z_-]+)", documents)}
