@@ -35,7 +35,7 @@ _SHOWN = (
     ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     ("learning_rate", "lr_scheduler_type", "optim", "optim_args", "weight_decay", "max_grad_norm"),
     ("dataloader_num_workers", "bf16", "fp16", "use_cpu", "report_to"),
-    ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
+    ("push_to_hub", "hub_model_id"),
 )
 # Options of the trainer that say how data are read. Data sets whose columns are known need none of them.
 DATA_OPTIONS = ("image_column", "label_column", "label_delimiter")

@@ -55,7 +55,7 @@ class RecipeArguments:
     method: str | None = field(default=None, metadata={"help": "Run this one method only.", "choices": list(METHODS)})
     methods: list[str] = field(
         default_factory=lambda: ["balancemix"],
-        metadata={"help": "Methods to run one after the other.", "choices": list(METHODS)},
+        metadata={"help": "Methods to run in turn.", "choices": list(METHODS)},
     )
     seeds: int = field(default=1, metadata={"help": "Run this many seeds, counted up from --seed."})
     noise: str = field(
@@ -82,9 +82,7 @@ class RecipeArguments:
         default=None,
         metadata={"help": "Options of the head as JSON: '{\"dim\": 384}'.", "metavar": "JSON"},
     )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side of the (square) input in pixels; the backbone's own unless set."}
-    )
+    image_size: int | None = field(default=None, metadata={"help": "Pixels per side; the backbone's own unless set."})
     total_batch_size: int | None = field(
         default=None,
         metadata={
@@ -95,8 +93,8 @@ class RecipeArguments:
     on_bad_image: str = field(
         default="raise",
         metadata={
-            "help": "Images that are missing or cannot be read: stop with the file's name, or leave them out; skip "
-            "reads every image once before training, and says how many it left out.",
+            "help": "Images that are missing or cannot be read: stop with the file's name, or leave them out after "
+            "reading every image once.",
             "choices": ["raise", "skip"],
         },
     )
@@ -104,16 +102,14 @@ class RecipeArguments:
         default=None,
         metadata={
             "help": "Model to evaluate or predict with, a folder or Hub name; the trained ones of output_dir unless "
-            "set. Only with --do_eval or --do_predict, without training."
+            "set. Only with --do_eval or --do_predict."
         },
     )
     license: str | None = field(
         default=None,
         metadata={"help": "Licence on the model card, such as apache-2.0."},
     )
-    resume: bool = field(
-        default=False, metadata={"help": "Go on in an output_dir: finished runs are kept, a broken-off one resumes."}
-    )
+    resume: bool = field(default=False, metadata={"help": "Go on where an earlier command was broken off."})
 
     def __post_init__(self) -> None:
         self.head_options = read_head_options(self.head, self.head_options)
