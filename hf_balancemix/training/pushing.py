@@ -185,9 +185,9 @@ class Pushing:
             future.set_exception(failure)
 
         try:
-            upload = Upload()
             staged = tempfile.TemporaryDirectory(prefix=_STAGED, dir=self.folder, ignore_cleanup_errors=True)
             contents = self._stage(model, checkpoints, Path(staged.name))
+            upload = Upload()  # last: nobody would end it
         except (PushError, OSError, ValueError) as error:  # a full disk, or a checkpoint removed from outside
             fail(error)
             if not self._busy:

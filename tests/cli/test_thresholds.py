@@ -14,6 +14,7 @@ from transformers.utils import logging
 from hf_balancemix.build import build_model
 from hf_balancemix.cli.main import main
 from hf_balancemix.data.digits import CLASS_NAMES
+from tests.cli.test_predict import fail
 from tests.layouts.folder import KINDS, NAMES, labels_of_row, write_folder
 
 ROWS = 24
@@ -47,15 +48,6 @@ def here(made, monkeypatch, tmp_path):
 
 def saved(folder="model"):
     return getattr(AutoConfig.from_pretrained(folder), "decision_thresholds", None)
-
-
-def fail(capsys, *words):
-    with pytest.raises(SystemExit) as stopped:
-        main(list(words))
-    assert stopped.value.code == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: ")
-    return line
 
 
 def test_tuned_on_validation_and_used_by_predict(here, capsys):
