@@ -23,6 +23,8 @@ STATISTICS = (
     "class_confidence",
     "sampling_probability",
     "posterior",
+    "posterior_mean",
+    "posterior_count",
     "confidence",
     "instance_posterior",
     "loss_sum",
@@ -45,6 +47,8 @@ class LabelState:
         class_confidence: (2, K) float64, A(k) in row 0 and P(k) in row 1 (Eq. 2).
         sampling_probability: (N,) float64 of the minority half (Eq. 4); ``None`` stands for uniform.
         posterior: (N, K) float32, P(this given label is clean) (Eq. 8).
+        posterior_mean: (N, K) float32, mean of the posteriors of all refreshes since the warm-up.
+        posterior_count: (1,) int64, of how many.
         confidence: (N, K) float32, mean prediction on the two augmented views (Eq. 9).
         instance_posterior: (N, 2) float32, P(all labels of this image are clean) by each network of Co-teaching.
         loss_sum: (N, K) float32, normalised losses summed over epochs; this and the next three only in the first stage
@@ -62,6 +66,8 @@ class LabelState:
     class_confidence: torch.Tensor | None = None
     sampling_probability: torch.Tensor | None = None
     posterior: torch.Tensor | None = None
+    posterior_mean: torch.Tensor | None = None
+    posterior_count: torch.Tensor | None = None
     confidence: torch.Tensor | None = None
     instance_posterior: torch.Tensor | None = None
     loss_sum: torch.Tensor | None = None
@@ -78,6 +84,13 @@ class LabelState:
         self.prepared_epoch = -1
         for name in STATISTICS:
             setattr(self, name, None)
+
+    def add_posterior(self, posterior: torch.Tensor) -> None:
+        """Take the (N, K) float32 posteriors of a refresh as the last ones, and into their mean; once per refresh."""
+        count = 0 if self.posterior_count is None else int(self.posterior_count)
+        mean = torch.zeros_like(posterior) if self.posterior_mean is None else self.posterior_mean
+        self.posterior, self.posterior_mean = posterior, mean + (posterior - mean) / (count + 1)
+        self.posterior_count = torch.tensor([count + 1])
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Return the statistics that exist, by name."""
@@ -135,6 +148,7 @@ class LabelState:
         expected: dict[str, tuple[int, ...]] = {
             "class_confidence": (2, k),
             "sampling_probability": (n,),
+            "posterior_count": (1,),
             "instance_posterior": (n, 2),
             "best_map": (1,),
             "best_loss": (k,),

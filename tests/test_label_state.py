@@ -49,6 +49,37 @@ def test_digest_tells_every_part_apart():
     assert len(digests | {changed.digest()}) == 8
 
 
+def test_posteriors_are_averaged_over_refreshes(tmp_path):
+    first = state()
+    for value in (1.0, 0.0, 0.5, 0.1):
+        first.add_posterior(torch.full((5, 9), value))
+    assert first.posterior_count.tolist() == [4]
+    torch.testing.assert_close(first.posterior_mean, torch.full((5, 9), 0.4))
+    assert first.posterior_mean.dtype == torch.float32
+    assert (first.posterior == torch.tensor(0.1)).all()
+    first.save(tmp_path, RUN)
+    second = LabelState.load(tmp_path)[0]
+    assert second.digest() == first.digest()
+    for one in (first, second):
+        one.add_posterior(torch.full((5, 9), 0.9))
+    assert second.digest() == first.digest()
+    torch.testing.assert_close(second.posterior_mean, torch.full((5, 9), 0.5))
+    second.posterior_count = torch.tensor([1, 2])
+    second.save(tmp_path, RUN)
+    with pytest.raises(ValueError, match="`posterior_count` has shape"):
+        LabelState.load(tmp_path)
+
+
+def test_a_file_of_an_older_version_begins_its_mean_anew(tmp_path):
+    state().save(tmp_path, RUN)
+    old = LabelState.load(tmp_path)[0]
+    assert old.posterior is not None
+    assert old.posterior_mean is None
+    new = torch.rand(5, 9)
+    old.add_posterior(new)
+    assert torch.equal(old.posterior_mean, new)
+
+
 def test_reset_keeps_the_labels_only(tmp_path):
     fresh = state()
     fresh.reset()

@@ -122,7 +122,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
                 separation=args.mixture_separation,
                 disagreement=args.mixture_disagreement,
             )
-            state.posterior = fit.posterior.float()
+            state.add_posterior(fit.posterior.float())
             non_monotone = int(fit.non_monotone.sum())
         if views is not None:
             state.confidence = view_confidence(*views.unbind(dim=1))

@@ -102,6 +102,44 @@ def test_resume_is_exact_from_every_checkpoint(folder, finished):
     resumes_exactly(folder, finished, str(folder / "checkpoint-2"))
 
 
+def test_the_mean_posterior_is_that_of_all_refreshes(tmp_path, monkeypatch):
+    seen, original = [], balancemix.label_posteriors
+
+    def recorded(*args, **kwargs):
+        fit = original(*args, **kwargs)
+        seen.append(fit.posterior.float())
+        return fit
+
+    monkeypatch.setattr(balancemix, "label_posteriors", recorded)
+    trainer = make(tmp_path / "whole", num_train_epochs=4)
+    trainer.train()
+    trainer.prepare_epoch(4, final=True)  # changes nothing
+    whole = LabelState.load(tmp_path / "whole" / FINAL_STATE)[0]
+    assert len(seen) == 4  # before epochs 1, 2 and 3, and after the last one
+    assert whole.posterior_count.tolist() == [4]
+    torch.testing.assert_close(whole.posterior_mean, torch.stack(seen).mean(dim=0))
+    assert not torch.equal(whole.posterior_mean, whole.posterior)
+    # Killed in the middle of epoch 2, at the end of epoch 1 and in the warm-up.
+    for step in (8, 6, 2):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / f"resumed{step}")
+        make(folder, num_train_epochs=4).train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+        assert LabelState.load(folder / FINAL_STATE)[0].digest() == whole.digest()
+
+
+def test_a_checkpoint_without_mean_posterior_resumes(folder, finished):
+    path = folder / "checkpoint-4" / FILE_NAME
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    assert tensors.pop("posterior_count").tolist() == [1]
+    del tensors["posterior_mean"]
+    save_file(tensors, path, metadata)
+    resumes_exactly(folder, finished, str(folder / "checkpoint-4"))
+    state = LabelState.load(folder / FINAL_STATE)[0]
+    assert state.posterior_count.tolist() == [1]
+    assert torch.equal(state.posterior_mean, state.posterior)
+
+
 def test_a_path_object_is_checked_like_a_text(folder, finished):
     resumes_exactly(folder, finished, folder / "checkpoint-4")
     tiny.refused(ValueError, ("found nothing at", "Check the path"), make(folder).train, folder / "checkpoint-5")

@@ -1,0 +1,215 @@
+"""What ``audit`` and ``apply-review`` share: the run with its label state, and its training data, read again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_balancemix.data.columns import encode_labels
+from hf_balancemix.data.images import check_files, drop_unreadable
+from hf_balancemix.data.noise import NoiseSpec, inject_noise
+from hf_balancemix.label_state import FILE_NAME, LabelState
+from hf_balancemix.messages import mistake, nearest, some
+from hf_balancemix.recipe import RECIPES
+from hf_balancemix.training.checkpoints import FINAL_STATE
+
+# Options of the data, by the names that the loaders of the recipes have for them.
+_OF_DATA = {
+    "data_dir": "Folder of the data that the run was trained on.",
+    "dataset": "Its name on the Hub.",
+    "dataset_config": "Its configuration, if it has several.",
+    "image_column": "Found unless given.",
+    "label_column": "Found unless given.",
+    "label_delimiter": "What separates labels in a text; found unless given.",
+    "year": "Of the COCO or VOC data, as in their recipes.",
+}
+_SAVED = "last-checkpoint"  # what a run keeps on the Hub
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """A label state with what is known about its run.
+
+    Attributes:
+        folder: Where the state lies.
+        state: The label state.
+        facts: About the run, as every checkpoint has them.
+        settings: Of the recipe that made it (``settings.json``); nothing where none did.
+    """
+
+    folder: Path
+    state: LabelState
+    facts: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def load_run(path: str) -> AuditedRun:
+    """Load the label state of a run, the one after its last epoch or else of its newest checkpoint.
+
+    Args:
+        path: Folder of a run, of a checkpoint, or of what was fetched from the Hub.
+
+    Raises:
+        ValueError: If there is none, or if it is damaged.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        remedy = "Check the path; fetch a repository of the Hub with `hf download NAME --local-dir FOLDER`"
+        raise mistake("the folder of a run or of a checkpoint", f"no folder {path!r}", remedy)
+    numbered = {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))}
+    newest_first = [numbered[number] for number in sorted(numbered, reverse=True)]
+    places = [folder, folder / FINAL_STATE, *newest_first, folder / _SAVED]
+    found = next((place for place in places if (place / FILE_NAME).is_file()), None)
+    if found is None:
+        inside = sorted({str(p.parent.parent) for p in folder.glob(f"*/*/{FILE_NAME}")})
+        remedy = f"Did you mean {' or '.join(map(repr, inside[:4]))}" if inside else "Name the output folder of a run"
+        raise mistake("a run with a label state", f"no {FILE_NAME} in {path!r} or its checkpoints", remedy)
+    state, facts = LabelState.load(found)
+    settings = next((p for p in (found / "settings.json", found.parent / "settings.json") if p.is_file()), None)
+    return AuditedRun(found, state, facts, _read_settings(settings) if settings else {})
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise mistake("settings of a recipe's run", f"{str(path)!r} ({error})", "Restore or delete it") from error
+    known = isinstance(settings, dict) and isinstance(settings.get("data"), dict)
+    return settings if known else {}
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the training data are."""
+    for name, text in _OF_DATA.items():
+        parser.add_argument(f"--{name}", metavar=name.rpartition("_")[2].upper(), help=text)
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"Whose data they are: {', '.join(RECIPES)} (the run's own if a recipe made it, else folder).",
+    )
+
+
+def load_training_rows(options: argparse.Namespace, run: AuditedRun | None) -> datasets.Dataset | None:
+    """Read the training split again as the run had it, the noise that it injected included.
+
+    What the options leave open is as in the recipe's run.
+
+    Args:
+        options: Those of :func:`add_data_options`.
+        run: The run; if None, nothing is known but the options.
+
+    Returns:
+        The rows, with columns ``image`` and ``labels`` among others; None if nobody says where the data are.
+
+    Raises:
+        ValueError: For options that do not fit, for data that cannot be read, and for others than the run's.
+    """
+    given = {name: getattr(options, name) for name in _OF_DATA if getattr(options, name) is not None}
+    settings = run.settings if run is not None else {}
+    before = {name: value for name, value in settings.get("data", {}).items() if value is not None}
+    own = next((key for key, recipe in RECIPES.items() if recipe.name == before.get("recipe")), None)
+    name = options.recipe or own or "folder"
+    _check_options(name, given)
+    allowed = _options_of(name)
+    if name == own:
+        # One source takes the place of the other.
+        replaced = {"dataset", "dataset_config"} if "data_dir" in given else set()
+        given = {k: v for k, v in before.items() if k in allowed and k not in replaced} | given
+    asked = options.recipe is not None
+    if not (asked or {"data_dir", "dataset"} & set(given) or (name == own and "data_dir" not in allowed)):
+        if given.keys() - before.keys():
+            raise mistake("the data with their options", "no --data_dir or --dataset", "Say where they are")
+        return None
+    if name == "folder" and run is not None:
+        given = {"class_names": list(run.state.class_names)} | given
+    rows = RECIPES[name].load(**given)["train"]
+    if settings.get("on_bad_image") == "skip":
+        rows, _ = drop_unreadable(rows, "image")
+    else:
+        check_files(rows, "image", "train")
+    if run is not None:
+        if noise := run.facts.get("noise"):
+            rows = inject_noise(rows, [NoiseSpec(**spec) for spec in noise])
+        _check_same(rows, run)
+    return rows
+
+
+def _options_of(recipe: str) -> set[str]:
+    kind = RECIPES[recipe].data
+    return {field.name for field in fields(kind)} | set(RECIPES[recipe].trainer_options) if kind else set()
+
+
+def _check_options(recipe: str, given: dict[str, Any]) -> None:
+    if recipe not in RECIPES:
+        found = f"{recipe!r}{nearest(recipe, RECIPES)}"
+        raise mistake(f"as --recipe one of {', '.join(RECIPES)}", found, "Leave it out for your own images")
+    if odd := sorted(given.keys() - _options_of(recipe)):
+        raise mistake(f"no --{odd[0]} with the data of the recipe {recipe}", "it", "Leave it out")
+
+
+def _check_same(rows: datasets.Dataset, run: AuditedRun) -> None:
+    """Refuse data with other labels than those that the run was given."""
+    table, state = encode_labels(rows), run.state
+    remedy = "Pass the data that it was trained on, unchanged, or leave them out for CSV and Parquet alone"
+    if table.class_names != state.class_names:
+        new = [name for name in table.class_names if name not in state.class_names]
+        found = f"{len(table.class_names)}, of which {some(new)} are new" if new else some(table.class_names)
+        raise mistake(f"the {len(state.class_names)} classes of the run", found, remedy)
+    if len(rows) != len(state):
+        raise mistake(f"the {len(state)} training images of the run", f"{len(rows)} in these data", remedy)
+    different = (table.labels != state.labels.numpy()).any(axis=1)
+    if different.any():
+        found = f"others in {int(different.sum())} of {len(rows)} rows, first in row {int(different.argmax())}"
+        raise mistake("the given labels of the run", found, remedy)
+
+
+def check_output(path: str, overwrite: bool) -> Path:
+    """Return the folder for the results if it may be written to; nothing is made yet.
+
+    Raises:
+        ValueError: If there is something already, unless it may be replaced, or if it is a file.
+    """
+    folder = Path(path)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise mistake("a folder for the results as --out", f"the file {path!r}", "Choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        remedy = "Choose another --out, or add --overwrite to replace what is written there"
+        raise mistake("no folder, or an empty one, as --out", f"{path!r} with files", remedy)
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
+        raise mistake("a folder that can be written to as --out", repr(path), "Choose another one")
+    return folder
+
+
+def check_saved(folder: Path, data_dir: str | None) -> Path:
+    """Return the folder for a saved data set if what is there may be replaced: nothing, or another saved data set.
+
+    Raises:
+        ValueError: If it holds anything else, or the data that are being corrected.
+    """
+    if data_dir and Path(data_dir).resolve().is_relative_to(folder.resolve()):
+        raise mistake(f"another folder than {str(folder)!r} for the new data set", "the data there", "Choose another")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "dataset_info.json").is_file():
+        remedy = "Choose another --out: whatever is in this folder would be lost"
+        raise mistake(f"nothing but a saved data set to replace in {str(folder)!r}", "other files", remedy)
+    return folder
+
+
+def save_rows(rows: datasets.Dataset, folder: Path) -> None:
+    """Save a data set with its images; an older one in its place goes when the new one is complete."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        rows.save_to_disk(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
