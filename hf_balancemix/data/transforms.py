@@ -79,7 +79,7 @@ class ImageTransform:
                     f"Expected a PIL image in row {rows[i] if rows else i}, found {type(image).__name__}. Cast the "
                     "column with `dataset.cast_column(name, datasets.Image())`."
                 )
-        return self._geometry([_as_rgb(image) for image in images])
+        return self._geometry([as_rgb(image) for image in images])
 
     def augment(self, pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
         """Return (n, 3, H, W) uint8 pixels, each cut out and augmented by its own seed and nothing else."""
@@ -92,7 +92,7 @@ class ImageTransform:
         return (pixels.float() * self.scale - self.mean) / self.std
 
 
-def _as_rgb(image: Any) -> Any:
+def as_rgb(image: Any) -> Any:
     """Convert as Pillow does, but 16-bit grey to 8 bits, which Pillow cuts off at 255, nearly all white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):
         return PIL.Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
