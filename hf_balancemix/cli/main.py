@@ -7,17 +7,30 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hf_balancemix.cli import apply_review, audit, compare, export, predict, push, space, thresholds
+from hf_balancemix.cli import (
+    apply_review,
+    audit,
+    compare,
+    doctor,
+    export,
+    figures,
+    predict,
+    push,
+    space,
+    thresholds,
+)
 from hf_balancemix.command_line import run_with_clear_errors
 from hf_balancemix.messages import nearest
 from hf_balancemix.version import __version__
 
 # Each has DESCRIPTION, EXAMPLE, add_options(parser) and run(options).
 _COMMANDS = {
+    "doctor": doctor,
     "predict": predict,
     "thresholds": thresholds,
     "audit": audit,
     "apply-review": apply_review,
+    "figures": figures,
     "export": export,
     "push": push,
     "space": space,
@@ -29,6 +42,8 @@ _OF_RECIPES = {"compare": compare}
 _HINT = "What was written so far is kept. To start anew: the same command and --overwrite"
 _HINTS = {
     "apply-review": "No data set was written. To apply the review: the same command again",
+    "doctor": "Nothing was written. To look again: the same command",
+    "figures": "What was drawn is kept. To draw all: the same command again",
     "export": "No file was written. To export: the same command again",
     "push": "It may or may not have arrived. To make sure: the same command again",
     "thresholds": "The checkpoint is as it was. To tune: the same command again",

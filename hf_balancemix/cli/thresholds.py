@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import fields
 from typing import Any
 
 import datasets
@@ -14,13 +13,14 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_balancemix.cli.data_options import add_data_options, given_data_options
 from hf_balancemix.cli.scoring import add_scoring_options, clear_out_of_memory, find_device
 from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.folder import load_validation
 from hf_balancemix.data.formats import evaluation_labels
 from hf_balancemix.data.images import check_files, drop_unreadable
 from hf_balancemix.data.validation import choose_validation
-from hf_balancemix.messages import mistake, nearest, some
+from hf_balancemix.messages import mistake, some
 from hf_balancemix.predict import load_checkpoint, predict_probs
 from hf_balancemix.recipe import RECIPES
 from hf_balancemix.thresholds import (
@@ -44,30 +44,13 @@ EXAMPLE = """examples:
   hf-balancemix thresholds runs/folder/balancemix-seed0 --data_dir my_pictures
   hf-balancemix thresholds runs/folder/balancemix-seed0 --data_dir my_pictures --split dev2
   hf-balancemix thresholds runs/voc/balancemix-seed0 --recipe voc --data_dir VOCdevkit --split train"""
-# Options of the data, by the names that the loaders of the recipes have for them.
-_OF_DATA = {
-    "data_dir": "Folder of the data, or of the validation images alone.",
-    "dataset": "Name of a data set on the Hub.",
-    "dataset_config": "Its configuration, if it has several.",
-    "image_column": "Found unless given.",
-    "label_column": "Found unless given.",
-    "label_delimiter": "What separates labels in a text; found unless given.",
-    "year": "Of the COCO or VOC data, as in their recipes.",
-}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and options of the command."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Folder of a trained model.")
-    for name, text in _OF_DATA.items():
-        parser.add_argument(f"--{name}", metavar=name.rpartition("_")[2].upper(), help=text)
+    add_data_options(parser)
     parser.add_argument("--split", metavar="NAME", help="Split to tune on; the validation split unless given.")
-    parser.add_argument(
-        "--recipe",
-        default="folder",
-        metavar="NAME",
-        help=f"Whose data they are: {', '.join(RECIPES)} (default: %(default)s).",
-    )
     add_scoring_options(parser)
 
 
@@ -77,8 +60,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: For everything that the user can set right.
     """
-    given = {name: getattr(options, name) for name in _OF_DATA if getattr(options, name) is not None}
-    _check_options(options, given)
+    _check_checkpoint(options)
+    given = given_data_options(options)
     device = find_device(options.device)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -113,20 +96,13 @@ def run(options: argparse.Namespace) -> None:
     print(f"tuned on {shown}, {len(rows)} images; saved in {path}")
 
 
-def _check_options(options: argparse.Namespace, given: dict[str, Any]) -> None:
+def _check_checkpoint(options: argparse.Namespace) -> None:
     if not os.path.isdir(options.checkpoint):
         raise mistake(
             "the folder of a checkpoint, to save the thresholds there",
             f"no folder {options.checkpoint!r}",
             "Check the path; fetch a model of the Hub with `hf download NAME --local-dir FOLDER`",
         )
-    if options.recipe not in RECIPES:
-        found = f"{options.recipe!r}{nearest(options.recipe, RECIPES)}"
-        raise mistake(f"as --recipe one of {', '.join(RECIPES)}", found, "Leave it out for your own images")
-    recipe = RECIPES[options.recipe]
-    own = {field.name for field in fields(recipe.data)} if recipe.data else set()
-    if odd := sorted(given.keys() - own - set(recipe.trainer_options)):
-        raise mistake(f"no --{odd[0]} with the data of the recipe {options.recipe}", "it", "Leave it out")
 
 
 def _load_rows(
