@@ -7,13 +7,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hf_balancemix.cli import compare, export, predict, push, space, thresholds
+from hf_balancemix.cli import compare, export, figures, predict, push, space, thresholds
 from hf_balancemix.command_line import run_with_clear_errors
 from hf_balancemix.messages import nearest
 from hf_balancemix.version import __version__
 
 # Each has DESCRIPTION, EXAMPLE, add_options(parser) and run(options).
-_COMMANDS = {"predict": predict, "thresholds": thresholds, "export": export, "push": push, "space": space}
+_COMMANDS = {
+    "predict": predict,
+    "thresholds": thresholds,
+    "export": export,
+    "push": push,
+    "space": space,
+    "figures": figures,
+}
 # Each has DESCRIPTION and run_words(words): most of their options are those of a recipe.
 _OF_RECIPES = {"compare": compare}
 
@@ -22,6 +29,7 @@ _HINT = "What was written so far is kept. To start anew: the same command and --
 _HINTS = {
     "export": "No file was written. To export: the same command again",
     "push": "It may or may not have arrived. To make sure: the same command again",
+    "figures": "What was drawn is kept. To draw all: the same command again",
     "thresholds": "The checkpoint is as it was. To tune: the same command again",
     "space": "To start anew: delete the folder and give the same command",
 }
