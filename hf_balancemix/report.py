@@ -1,5 +1,7 @@
 """One evaluation result for all uses: the Trainer's ``compute_metrics``, tables, plots and model cards."""
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -95,6 +97,37 @@ class MultiLabelReport:
                 "group": [group_of.get(k) for k in range(len(self.class_names))],
             }
         )
+
+    def to_markdown(self) -> str:
+        """Per-class AP as a Markdown table, the lowest first, and mAP below; columns without values are left out."""
+        table = self.to_pandas().sort_values("ap", kind="stable")
+        numbers = table[["positives", *(["train_positives"] if self.train_counts is not None else [])]]
+        lines = [["class", "AP", *(name.replace("_", " ") for name in numbers.columns), "group"]]
+        lines.append(["---", *["---:"] * (len(numbers.columns) + 1), "---"])
+        for name, ap, counts, group in zip(
+            table["class"], table["ap"], numbers.to_numpy().tolist(), table["group"], strict=True
+        ):
+            plain = re.sub(r"([\\|*_<>`\[\]])", r"\\\1", " ".join(name.split()))
+            lines.append([plain, "-" if np.isnan(ap) else f"{ap:.1f}", *map(str, counts), group or ""])
+        width = len(lines[0]) if self.groups else len(lines[0]) - 1
+        rows = [f"| {' | '.join(line[:width])} |" for line in lines]
+        metrics = self.metrics()
+        groups = "".join(f", {name} {metrics[name]:.1f}" for name in self.groups if name in metrics)
+        return "\n".join([*rows, "", f"mAP {self.map:.1f}{groups} ({self.num_classes_evaluated} classes)"])
+
+    def plot(self, path: str | os.PathLike[str], title: str = "") -> None:
+        """Draw AP of each class, the highest above, in the colour of its group.
+
+        Args:
+            path: Where the picture goes; the ending decides the format. The numbers go beside it, as ``.csv``.
+            title: Above the axes.
+
+        Raises:
+            ValueError: If the ending is not that of a picture.
+        """
+        from hf_balancemix.drawing import plot_class_ap
+
+        plot_class_ap(self.class_names, (100.0 * self.ap).tolist(), self.groups, path, title)
 
 
 def multilabel_report(

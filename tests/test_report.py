@@ -162,3 +162,27 @@ def test_evaluate_metric_in_batches(metric_class, tmp_path, evaluated, keep_in_m
         batch = slice(start, start + 64)
         metric.add_batch(predictions=logits[batch], references=targets[batch])
     assert metric.compute() == pytest.approx(multilabel_report(logits, targets).metrics())
+
+
+def test_report_as_table_and_picture(tmp_path):
+    # Ranks of the positives by hand: ape 1 and 3 of 4, AP (1 + 2/3) / 2; bee 4 of 4; cat has none.
+    logits = [[4, 1, 0], [3, 2, 0], [2, 3, 0], [1, 4, 0]]
+    targets = [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    names = ["a|p*e", "$b$\n猫", "cat"]
+    report = multilabel_report(logits, targets, names, [20000, 3, 5000])
+    assert report.to_markdown().splitlines() == [
+        "| class | AP | positives | train positives | group |",
+        "| --- | ---: | ---: | ---: | --- |",
+        "| $b$ 猫 | 25.0 | 1 | 3 | few |",
+        "| a\\|p\\*e | 83.3 | 2 | 20000 | many |",
+        "| cat | - | 0 | 5000 | medium |",
+        "",
+        "mAP 54.2, many 83.3, few 25.0 (2 classes)",
+    ]
+    assert multilabel_report(logits, targets).to_markdown().splitlines()[0] == "| class | AP | positives |"
+    report.plot(tmp_path / "ap.png", "title")
+    assert (tmp_path / "ap.png").stat().st_size > 5000
+    written = (tmp_path / "ap.csv").read_text(encoding="utf-8")
+    assert written == 'class,ap,group\na|p*e,83.3333,many\n"$b$\n猫",25,few\ncat,,medium\n'
+    with pytest.raises(ValueError, match=r"ends in \.png"):
+        report.plot(tmp_path / "ap.txt")

@@ -42,7 +42,7 @@ class Results:
         Raises:
             ValueError: If another line is no result.
         """
-        return _read(self.path, _wrong_in_result, "Remove the line; its run is repeated")
+        return _read(self.path, wrong_in_result, "Remove the line; its run is repeated")
 
     def read_times(self) -> list[Line]:
         """Return what the finished runs took.
@@ -95,7 +95,7 @@ def _read(path: Path, wrong: Callable[[Line], str], remedy: str) -> list[Line]:
     return lines
 
 
-def _wrong_in_result(line: Line) -> str:
+def wrong_in_result(line: Line) -> str:
     """Return what a result lacks that tables need."""
     settings = line.get("settings")
     if not isinstance(settings, dict) or not isinstance(settings.get("data"), dict):

@@ -89,12 +89,13 @@ def load_job(recipe: Recipe, command: Command) -> Job:
         train_counts=clean.labels.sum(axis=0, dtype="int64"),
         groups=recipe.groups,
         unreadable={name: len(dropped) for name, dropped in unreadable.items()},
-        digest=_digest(train, evaluation_labels(splits["test"], test)),
+        digest=labels_digest(train, evaluation_labels(splits["test"], test)),
         command_line=command.line,
     )
 
 
-def _digest(train: LabelTable, test: npt.NDArray[np.int8]) -> str:
+def labels_digest(train: LabelTable, test: npt.NDArray[np.int8]) -> str:
+    """Return what tells data apart, by class names and labels: training and test, whose entries may be ignored."""
     parts = hashlib.sha256(json.dumps([train.class_names, train.labels.shape, test.shape]).encode())
     parts.update(np.packbits(train.labels).tobytes())
     parts.update(np.ascontiguousarray(test).tobytes())
