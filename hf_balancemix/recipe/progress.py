@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,32 @@ _LINES_PER_RUN = 10
 _NAMES = {"map": "mAP", "ema_map": "EMA mAP"}
 
 
+# What a refresh logs, in the order of a line.
+_REFRESH = {
+    "clean": "{:.1%} clean",
+    "relabelled": "{:.1%} relabelled",
+    "ambiguous": "{:.1%} ambiguous",
+    "relabel_flips": "{:.2%} flipped",
+    "mean_posterior": "mean posterior {:.3f}",
+    "effective_sample_share": "effective sample {:.1%}",
+}
+
+
+def refresh_text(logs: Mapping[str, float]) -> str:
+    """Return a line on a refresh of BalanceMix from what the trainer logged; nothing for another log.
+
+    It has the shares of clean, relabelled and ambiguous labels and of those that changed since the refresh before
+    (flipped), the mean posterior, the effective sample size of the minority sampler as a share of the images, and the
+    seconds that it took; of these what is known.
+    """
+    found = [form.format(logs[name]) for name, form in _REFRESH.items() if name in logs]
+    return ", ".join([*found, f"refresh {logs['refresh_seconds']:.1f} s"]) if found else ""
+
+
 class Progress(TrainerCallback):
     """A bar of optimiser steps with the last test mAP, one per evaluation, and a line about every tenth of the run.
+
+    Where labels are refined or a minority is sampled, each refresh adds a line (:func:`refresh_text`).
 
     Args:
         label: In front of the bars.
@@ -78,6 +103,11 @@ class Progress(TrainerCallback):
         epoch, every = round(state.epoch or 0), math.ceil(state.num_train_epochs / _LINES_PER_RUN)
         if state.is_world_process_zero and epoch % every == 0:
             tqdm.write(f"{self.label}: epoch {epoch}, {text}", file=sys.stderr)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write a line for each refresh."""
+        if state.is_world_process_zero and (text := refresh_text(logs or {})):
+            tqdm.write(f"{self.label}: epoch {round(state.epoch or 0)}, {text}", file=sys.stderr)
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         """Close the bar of the prediction."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from hf_balancemix.method import (
 )
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.checkpoints import save_final_state
-from hf_balancemix.training.diagnostics import refresh_diagnostics
+from hf_balancemix.training.diagnostics import early_warnings, refresh_diagnostics
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from hf_balancemix.training.refresh import broadcast_statistics, predict_views
 
@@ -40,6 +41,8 @@ class BalanceMixTrainer(MultiLabelTrainer):
     Relations: ``second_sampler="random", refinement="none"`` is Mixup; ``refinement="none"`` alone adds the minority
     sampler; ``"clean"`` and ``"relabelled"`` are the paper's ablation steps. ``MultiLabelTrainer`` is plain BCE.
     """
+
+    _warned: frozenset[str] = frozenset()  # kinds of early warnings that this run has given
 
     @classmethod
     def check_arguments(cls, args: BalanceMixTrainingArguments) -> None:
@@ -70,6 +73,8 @@ class BalanceMixTrainer(MultiLabelTrainer):
             final: Whether training is over; then every schedule also predicts the augmented views.
         """
         state, args = self.label_state, self.args
+        if epoch == 0:
+            self._warned = frozenset()
         if epoch == 0 and args.refinement != "none" and args.warmup_epochs >= self.state.num_train_epochs:
             logger.warning(
                 f"No label will be refined: `warmup_epochs` is {args.warmup_epochs}, the run has "
@@ -79,7 +84,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
         needed = refines or (epoch > 0 and args.second_sampler == "minority")
         if state is None or state.prepared_epoch == epoch or not needed:
             return
-        start = time.perf_counter()
+        start, before = time.perf_counter(), replace(state)  # a refresh makes new tensors, so the copy keeps the old
         augmented = 2 if refines and args.needs_views and (final or args.relabel_views != "step") else 0
         clean = not (augmented and args.relabel_views == "reuse")
         logits = predict_views(self, clean, augmented, epoch)  # (N, clean + augmented, K)
@@ -91,10 +96,19 @@ class BalanceMixTrainer(MultiLabelTrainer):
         state.prepared_epoch = epoch
         seconds = time.perf_counter() - start
         measured = {"non_monotone_sets": non_monotone} if refines else {}
-        measured |= refresh_diagnostics(state, self.args, self.clean_labels)
+        measured |= refresh_diagnostics(state, self.args, self.clean_labels, before)
         self.log(measured | {"refresh_seconds": round(seconds, 3)})
+        self._warn()
         if final and self.args.should_save and not self.state.is_hyper_param_search:
             save_final_state(state, self.args.output_dir, self.run_facts())
+
+    def _warn(self) -> None:
+        """Say what seems to go wrong, each kind once per run."""
+        if self.is_world_process_zero():
+            found = early_warnings(self.label_state, self.args, self.state.log_history)
+            for message in (found[kind] for kind in found if kind not in self._warned):
+                logger.warning(message)
+            self._warned |= found.keys()
 
     def _update_statistics(self, base: torch.Tensor, views: torch.Tensor | None, refines: bool) -> int:
         """Turn logits (N, V, K) of the pass into the statistics of ``label_state``.
