@@ -25,14 +25,15 @@ LAYERS = (
     ("label_state",),
     ("report", "thresholds"),
     ("method", "losses", "metrics"),
-    ("checks", "argument_checks", "connection"),
+    ("checks", "argument_checks", "connection", "drawing"),
     ("messages",),
     ("version",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 PURE = {"torch", "numpy", "sklearn"}
-# pandas comes with datasets, is slow to import, and one method needs it; the other is of an optional extra.
-ALLOWED_INSIDE = {"pandas", "onnxruntime"}
+# pandas comes with datasets, is slow to import, and one method needs it; onnxruntime is of an optional extra; drawing
+# imports matplotlib, which a report without a plot does not need.
+ALLOWED_INSIDE = {"pandas", "onnxruntime", "hf_balancemix.drawing"}
 
 
 def imports(path):

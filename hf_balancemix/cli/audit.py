@@ -17,6 +17,7 @@ from hf_balancemix.cli.training_data import (
     save_rows,
 )
 from hf_balancemix.data.images import image_names
+from hf_balancemix.reports.audit_page import write_page
 from hf_balancemix.reports.corrections import corrected_dataset
 from hf_balancemix.reports.label_issues import LabelIssues, find_label_issues, label_statuses, write_issues
 
@@ -24,12 +25,13 @@ DESCRIPTION = """\
 Rank the given labels of the training images that a run of BalanceMix takes for wrong.
 
 RUN is the output folder of a run, or one of its checkpoints. The issue score of a label is 1 - its probability of
-being clean, averaged over all epochs after the warm-up. In --out are then label_issues.csv, for a spreadsheet, and
-label_issues.parquet: row, image, class, given and suggested label, score, and more.
+being clean, averaged over all epochs after the warm-up. In --out are then index.html, a page for the browser on which
+suggestions are accepted or rejected (hf-balancemix apply-review applies what it exports), label_issues.csv, for a
+spreadsheet, and label_issues.parquet: row, image, class, given and suggested label, score, and more.
 
-If the training data are there as well (--data_dir, --dataset, --recipe), images are named by their files, and
-corrected/ is the data set with every suggestion applied, to be trained on with recipes/folder.py --data_dir. What a
-recipe knows about its run, such as columns, splits and noise, need not be said again."""
+If the training data are there as well (--data_dir, --dataset, --recipe), the page shows the images, they are named by
+their files, and corrected/ is the data set with every suggestion applied, to be trained on with recipes/folder.py
+--data_dir. What a recipe knows about its run, such as columns, splits and noise, need not be said again."""
 EXAMPLE = """examples:
   hf-balancemix audit runs/folder/balancemix-seed0 --data_dir my_pictures
   hf-balancemix audit runs/digits/balancemix-seed0 --above 0.9 --out digits_audit
@@ -70,10 +72,12 @@ def run(options: argparse.Namespace) -> None:
     _print_summary(issues, audited.state.labels.numpy().sum(axis=0, dtype=np.int64), options.above)
     print(f"label state: {audited.folder}, after {audited.state.prepared_epoch} epochs")
     print(f"label issues: {paths[0]}, {paths[1]}")
+    images = None if rows is None else lambda row: rows[row]["image"]
+    print(f"page: {write_page(issues, images, out, f'Label issues of {options.run}')}")
     if rows is None:
         print(
-            "note: without the training data images are named by their rows, and no corrected data set is written; "
-            "say where they are with --data_dir or --dataset, or --recipe",
+            "note: without the training data the page has no pictures, images are named by their rows, and no "
+            "corrected data set is written; say where they are with --data_dir or --dataset, or --recipe",
             file=sys.stderr,
         )
         return

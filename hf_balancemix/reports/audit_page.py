@@ -67,6 +67,8 @@ def write_page(issues: LabelIssues, images: Callable[[int], PIL.Image.Image] | N
     except OSError as error:
         found = f"{str(out)!r} ({error.strerror})"
         raise mistake("a folder for the audit page that can be written", found, "Choose another one") from error
+    for older in (out / THUMBNAILS).glob("*/*.webp"):
+        older.unlink()
     inline = [] if images is None else _thumbnails(rows, images, out / THUMBNAILS)
     data = {
         "key": f"label-audit-{_digest(issues)}",

@@ -19,11 +19,11 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hf_balancemix.drawing import COLOURS
 from hf_balancemix.messages import mistake
 from hf_balancemix.metrics import class_groups
 from hf_balancemix.reports.doctor import Settings, SplitLabels, Together
 from hf_balancemix.reports.doctor_images import Duplicate, Example, SplitImages, as_address
-from hf_balancemix.reports.plots import COLOURS
 
 PAGE, NUMBERS = "doctor.html", "doctor.json"
 _MARKERS = ("o", "^")
