@@ -154,11 +154,10 @@ def run_cell(noise: str, seed: int, folder: Path) -> dict[str, Any]:
     held_out = cell.out_of_sample_probs(costs["cleanlab"])
 
     lists = [np.flatnonzero(row).tolist() for row in labels]
-    by_class = get_label_quality_scores_per_class(lists, held_out)
-    flagged = np.stack(find_multilabel_issues_per_class(lists, held_out), axis=1)
+    flagged = np.asarray(find_multilabel_issues_per_class(lists, held_out))  # (N, K), as the scores
     scores = {
         "balancemix": 1 - state.posterior_mean.numpy(),
-        "cleanlab": 1 - np.stack(by_class, axis=1),
+        "cleanlab": 1 - np.asarray(get_label_quality_scores_per_class(lists, held_out)),
         "bce loss": np.where(labels == 1, 1 - in_sample, in_sample),  # grows with the loss
     }
     found = {"balancemix": find_label_issues(state), "cleanlab": issues_of(flagged, labels, cell.job)}

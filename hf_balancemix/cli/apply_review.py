@@ -6,18 +6,13 @@ import argparse
 
 from transformers.utils import logging
 
-from hf_balancemix.cli.training_data import (
-    add_data_options,
-    check_output,
-    check_saved,
-    load_run,
-    load_training_rows,
-    save_rows,
-)
+from hf_balancemix.cli.saved_rows import check_output, check_saved, save_rows
+from hf_balancemix.cli.training_data import add_data_options, load_run, load_training_rows
 from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.images import image_names
 from hf_balancemix.messages import mistake
-from hf_balancemix.reports.corrections import corrected_dataset, read_decisions
+from hf_balancemix.reports.corrections import corrected_dataset
+from hf_balancemix.reports.decisions import read_decisions
 
 DESCRIPTION = """\
 Apply the suggestions that a person accepted to the training images, and save them with the new labels.

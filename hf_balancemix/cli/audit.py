@@ -8,14 +8,8 @@ import sys
 import numpy as np
 from transformers.utils import logging
 
-from hf_balancemix.cli.training_data import (
-    add_data_options,
-    check_output,
-    check_saved,
-    load_run,
-    load_training_rows,
-    save_rows,
-)
+from hf_balancemix.cli.saved_rows import check_output, check_saved, save_rows
+from hf_balancemix.cli.training_data import add_data_options, load_run, load_training_rows
 from hf_balancemix.data.images import image_names
 from hf_balancemix.reports.audit_page import write_page
 from hf_balancemix.reports.corrections import corrected_dataset

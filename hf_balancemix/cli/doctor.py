@@ -30,6 +30,7 @@ from hf_balancemix.reports.doctor import (
     minority_pull,
     state_bytes,
 )
+from hf_balancemix.reports.doctor_checkup import Checkup, Estimate
 from hf_balancemix.reports.doctor_images import (
     SplitImages,
     advise_images,
@@ -39,7 +40,7 @@ from hf_balancemix.reports.doctor_images import (
     show_examples,
     untrained_loss,
 )
-from hf_balancemix.reports.doctor_page import PAGE, Checkup, Estimate, check_folder, write_doctor
+from hf_balancemix.reports.doctor_page import PAGE, check_folder, write_doctor
 from hf_balancemix.reports.doctor_text import shown_text
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 

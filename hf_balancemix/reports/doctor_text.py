@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hf_balancemix.messages import some
+from hf_balancemix.reports.doctor_checkup import Checkup
 from hf_balancemix.reports.doctor_images import SplitImages
-from hf_balancemix.reports.doctor_page import Checkup, shown_ratio
+from hf_balancemix.reports.doctor_page import shown_ratio
 from hf_balancemix.reports.tables import text_table
 
 _CLASSES = 20
