@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -45,16 +46,20 @@ hf repos create USER/NAME --type space --space-sdk gradio
 hf upload USER/NAME . --type space
 ```
 """
+_AUDIT = "audit"  # its folder in the Space
 _APP = (files("hf_balancemix.hub") / "space_app.py.j2").read_text(encoding="utf-8")
 
 
-def write_space(checkpoint: str, out: str | os.PathLike[str], remote_code: bool) -> list[str]:
+def write_space(
+    checkpoint: str, out: str | os.PathLike[str], remote_code: bool, audit: Mapping[str, str] | None = None
+) -> list[str]:
     """Write the folder of a Space: ``app.py``, ``requirements.txt``, ``README.md`` and a copy of a model in a folder.
 
     Args:
         checkpoint: Folder of a trained model, which is copied, or its name on the Hub, which the app loads.
         out: Folder; made if it does not exist.
         remote_code: Whether the model loads without this package only by its own code.
+        audit: Files of the page of a label audit, which the demo links: their place beside the page and their path.
 
     Returns:
         The files, relative to ``out``, in order.
@@ -67,21 +72,22 @@ def write_space(checkpoint: str, out: str | os.PathLike[str], remote_code: bool)
     check_empty(target)
     name = os.path.basename(os.path.abspath(checkpoint)) if copied else checkpoint.rpartition("/")[2]
     texts = {
-        "app.py": _app(checkpoint, name, copied, remote_code),
+        "app.py": _app(checkpoint, name, copied, remote_code, bool(audit)),
         "requirements.txt": _REQUIREMENTS,
         "README.md": _readme(name, None if copied else checkpoint),
     }
-    sources: dict[str, str] = {}
+    sources = {f"{_AUDIT}/{path}": source for path, source in (audit or {}).items()}
     if contents is not None:
         unwanted = (CARD, RESULTS)
         own = [path for path in (*contents.files, *contents.texts) if "/" not in path and path not in unwanted]
         texts |= {f"model/{path}": contents.texts[path] for path in own if path in contents.texts}
-        sources = {f"model/{path}": contents.files[path] for path in own if path in contents.files}
+        sources |= {f"model/{path}": contents.files[path] for path in own if path in contents.files}
     try:
         for path, text in texts.items():
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             (target / path).write_text(text, encoding="utf-8")
         for path, source in sources.items():
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target / path)
     except OSError as error:
         found = f"{str(target)!r} ({error.strerror})"
@@ -100,7 +106,7 @@ def check_empty(folder: Path) -> None:
         raise mistake("an empty folder for the Space, or none", found, "Choose another one with --out, or empty it")
 
 
-def _app(checkpoint: str, name: str, copied: bool, remote_code: bool) -> str:
+def _app(checkpoint: str, name: str, copied: bool, remote_code: bool, audit: bool) -> str:
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_APP).render(
         copied=copied,
@@ -108,6 +114,7 @@ def _app(checkpoint: str, name: str, copied: bool, remote_code: bool) -> str:
         title=repr(name),
         default=DEFAULT_THRESHOLD,
         remote_code=remote_code,
+        audit=_AUDIT if audit else None,
     )
 
 

@@ -22,6 +22,7 @@ from hf_balancemix.data.transforms import as_rgb
 from hf_balancemix.messages import mistake
 from hf_balancemix.reports.label_issues import MISSING_POSITIVE, WRONG_POSITIVE, LabelIssues
 
+_PAGE = "index.html"
 THUMBNAIL_SIZE = 128
 """Longer side of a thumbnail in pixels, at most."""
 INLINE_LIMIT = 20 * 2**20
@@ -59,7 +60,7 @@ def write_page(issues: LabelIssues, images: Callable[[int], PIL.Image.Image] | N
     """
     first, image_of = _by_appearance(issues.rows)
     rows = issues.rows[first].tolist()
-    path = out / "index.html"
+    path = out / _PAGE
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):  # before minutes go into thumbnails
@@ -92,6 +93,19 @@ def write_page(issues: LabelIssues, images: Callable[[int], PIL.Image.Image] | N
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.writelines(page)
     return path
+
+
+def page_files(folder: Path) -> dict[str, str]:
+    """Return the files of an audit's page, by their place in its folder: what is copied to show it elsewhere.
+
+    Raises:
+        ValueError: If there is no page.
+    """
+    if not (folder / _PAGE).is_file():
+        remedy = "`hf-balancemix audit RUN --out FOLDER` writes one"
+        raise mistake("the folder of a label audit", f"no {_PAGE} in {str(folder)!r}", remedy)
+    pages = [folder / _PAGE, *sorted((folder / THUMBNAILS).glob("*/*.webp"))]
+    return {page.relative_to(folder).as_posix(): str(page) for page in pages}
 
 
 def _by_appearance(rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

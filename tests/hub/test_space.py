@@ -25,6 +25,8 @@ from hf_balancemix.cli.main import main
 from hf_balancemix.data.digits import load_digits_attributes
 from hf_balancemix.hub.space import write_space
 from hf_balancemix.predict import load_checkpoint
+from hf_balancemix.reports.audit_page import write_page
+from hf_balancemix.reports.label_issues import LabelIssues
 from hf_balancemix.thresholds import save_thresholds
 from tests.distributed.launch import ROOT, environment
 from tests.hub.test_loading import BLOCK, run_python
@@ -148,6 +150,7 @@ MISTAKES = {
     "{model} --out {full}/file/demo": "can be written, found ",
     "{full} --out {out}": "found no config.json in ",
     "{full}/modle --out {out}": "no folder ",
+    "{model} --out {out} --audit {full}": "Expected the folder of a label audit, found no index.html in ",
     "{model} --ouy {out}": "Unknown option --ouy (did you mean '--out'?)",
 }
 
@@ -170,6 +173,46 @@ def test_a_mistake_is_one_line(tmp_path, capsys, words):
 def test_the_package_does_not_import_gradio():
     for path in Path(hf_balancemix.__file__).parent.rglob("*.py"):
         assert "import gradio" not in path.read_text(encoding="utf-8"), path
+
+
+def write_audit(folder, images):
+    """The page of an audit with a wrong label in each image."""
+    n = len(images)
+    rows, ones = np.arange(n), np.ones(n, np.float32)
+    ids = [f"{row}.png" for row in rows]
+    issues = LabelIssues(rows, rows * 0, rows.astype(np.uint8) * 0 + 1, ones, ones, ones, ("<b>cat</b>",), ids)
+    write_page(issues, images.__getitem__, folder, "Audit")
+
+
+def test_an_audit_is_linked(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_balancemix.reports.audit_page.INLINE_LIMIT", 0)
+    write_audit(tmp_path / "audit", [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")])
+    (tmp_path / "audit" / "label_issues.csv").write_text("not shown", encoding="utf-8")
+    out, model = tmp_path / "demo", checkpoint(tmp_path / "model")
+    main(["space", str(model), "--out", str(out), "--audit", str(tmp_path / "audit")])
+    copied = sorted(str(path.relative_to(out / "audit")) for path in (out / "audit").rglob("*.*"))
+    assert copied == ["index.html", "thumbnails/0/0.webp", "thumbnails/0/1.webp"]
+    assert (out / "audit/index.html").read_bytes() == (tmp_path / "audit/index.html").read_bytes()
+    ast.parse((out / "app.py").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_an_audit_in_a_browser(tmp_path, monkeypatch, serve, browser):
+    need(importlib.util.find_spec("gradio"), "gradio")
+    monkeypatch.setattr("hf_balancemix.reports.audit_page.INLINE_LIMIT", 0)  # pictures in their own files
+    write_audit(tmp_path / "audit", [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")])
+    out, model = tmp_path / "demo", checkpoint(tmp_path / "model")
+    main(["space", str(model), "--out", str(out), "--audit", str(tmp_path / "audit")])
+    address = serve(out)
+    browser.get(address)
+    link = wait_for(lambda: browser.find_elements("css selector", "a[href='audit/']"))[0]
+    assert link.get_attribute("href") == f"{address}audit/"
+    browser.get(f"{address}audit/")
+    loaded = "return [...document.images].filter(i => i.naturalWidth === 9).length"
+    wait_for(lambda: browser.execute_script(loaded) == 2)
+    assert "<b>cat</b>" in browser.find_element("css selector", "body").text
+    browser.get(f"{address}audit/../app.py")
+    assert "AutoImageProcessor" not in browser.page_source
 
 
 @pytest.fixture
