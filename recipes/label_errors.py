@@ -2,20 +2,22 @@
 
     python recipes/label_errors.py --output_dir runs/label_errors
 
-Noise is injected, so every label error is known. Three rankings of all training labels are compared: the issue score
-of `hf-balancemix audit`; cleanlab's label quality by the predictions of BCE models for images that they were not
-trained on (5 folds); the loss of one BCE model. Then the labels are corrected as suggested and BCE is trained on them.
+Noise is injected, so every label error is known. Rankings of all training labels are compared: the issue score of
+`hf-balancemix audit`; cleanlab's label quality by predictions for images that a model was not trained on (5 folds, BCE
+or Mixup); the loss of one model trained on all images (BCE or Mixup). Then the labels are corrected as suggested, and
+BCE is trained on them.
 
-Needs: `pip install cleanlab`, which the package itself does not use. Takes 1 to 2 hours on one core, 4 noises and 3
-seeds; the same command goes on where it stopped. Only `--noises` and `--seeds` pick out a part.
+Needs: `pip install cleanlab`, which the package itself does not use. Takes about 1½ hours on one core, 4 noises and 3
+seeds. The same command goes on where it stopped; several with different --noises may write to one folder at once.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score
 from transformers import TrainerCallback
 
+from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.noise import inject_noise
 from hf_balancemix.recipe import RECIPES
 from hf_balancemix.recipe.command import Command, read_command
-from hf_balancemix.recipe.job import Job, load_job, write_json
+from hf_balancemix.recipe.job import load_job
 from hf_balancemix.recipe.options import noise_spec
 from hf_balancemix.recipe.run import evaluate, train
 from hf_balancemix.reports.corrections import corrected_dataset
@@ -40,8 +43,10 @@ from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 
 NOISES = ("mislabel:0.2", "mislabel:0.4", "flip:0.1", "single_positive")
+OPTIONS = ("--use_cpu", "--save_strategy", "no")
 FOLDS = 5
-RANKINGS = ("balancemix", "cleanlab", "bce loss")
+PLAIN = "bce loss"
+"""The ranking with the least compute, to which that of the others is compared."""
 
 
 class Cost(TrainerCallback):
@@ -63,13 +68,15 @@ class Cell:
     """One kind of noise with one seed: what is trained, and on what."""
 
     def __init__(self, noise: str, seed: int, folder: Path) -> None:
-        self.words = ["--seed", str(seed), "--use_cpu", "--save_strategy", "no"]
+        self.words = ["--seed", str(seed), *OPTIONS]
         kind, _, rate = noise.partition(":")
         self.seed, self.folder = seed, folder
         self.noise = ["--noise", kind, *(["--noise_rate", rate] if rate else [])]
         command = self._command("bce", self.noise, "noisy")
         self.job = load_job(RECIPES["digits"], command)
         self.rows = inject_noise(self.job.splits["train"], noise_spec(command.options, seed))
+        names = self.job.class_names
+        self.labels, self.clean = (encode_labels(self.rows, c, names).labels for c in ("labels", "clean_labels"))
 
     def _command(self, method: str, noise: Sequence[str], name: str) -> Command:
         words = ["--methods", method, *noise, *self.words, "--output_dir", str(self.folder / name)]
@@ -105,136 +112,156 @@ class Cell:
         cost.seconds += time.perf_counter() - start
         return expit(logits)
 
-    def out_of_sample_probs(self, cost: Cost) -> np.ndarray:
+    def out_of_sample_probs(self, method: str, cost: Cost) -> np.ndarray:
         """(N, K) predictions for each image by a model that was trained without it."""
         probs = np.empty((len(self.rows), len(self.job.class_names)))
         order = np.random.default_rng(self.seed).permutation(len(self.rows))
         for fold, held_out in enumerate(np.array_split(order, FOLDS)):
             kept = self.rows.select(np.setdiff1d(order, held_out))
-            trainer = self.train("bce", cost, f"fold{fold}", rows=kept)
+            trainer = self.train(method, cost, f"fold{fold}", rows=kept)
             probs[held_out] = self.probs(trainer, self.rows.select(held_out), cost)
         return probs
 
 
-def issues_of(flagged: np.ndarray, labels: np.ndarray, job: Job) -> LabelIssues:
-    """Label issues of a (N, K) table of flags."""
+@dataclass
+class Found:
+    """What a ranking makes of the labels.
+
+    Attributes:
+        scores: (N, K), large is suspicious; None for the run on clean labels, which ranks nothing.
+        issues: The suggestions, if it makes any.
+        trained: The one model behind it, if it is one.
+    """
+
+    scores: np.ndarray | None = None
+    issues: LabelIssues | None = None
+    trained: MultiLabelTrainer | None = None
+
+
+def by_balancemix(cell: Cell, cost: Cost) -> Found:
+    """The issue score of an audit."""
+    trainer = cell.train("balancemix", cost, "balancemix", noise=cell.noise)
+    assert isinstance(trainer, BalanceMixTrainer)
+    state = trainer.label_state
+    assert state.posterior_mean is not None
+    return Found(1 - state.posterior_mean.numpy(), find_label_issues(state), trainer)
+
+
+def by_cleanlab(method: str, cell: Cell, cost: Cost) -> Found:
+    """Cleanlab's label quality and its label issues, by out-of-sample predictions."""
+    probs = cell.out_of_sample_probs(method, cost)
+    lists = [np.flatnonzero(row).tolist() for row in cell.labels]
+    flagged = np.asarray(find_multilabel_issues_per_class(lists, probs))
     rows, classes = np.nonzero(flagged)
-    empty = np.zeros(len(rows), np.float32)
-    names = [f"row {row}" for row in range(len(labels))]
-    return LabelIssues(rows, classes, labels[rows, classes], empty, empty, empty, job.class_names, names)
+    empty, names = np.zeros(len(rows), np.float32), [f"row {row}" for row in range(len(probs))]
+    given = cell.labels[rows, classes]
+    issues = LabelIssues(rows, classes, given, empty, empty, empty, cell.job.class_names, names)
+    return Found(1 - np.asarray(get_label_quality_scores_per_class(lists, probs)), issues)
 
 
-def quality(scores: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
-    """Average precision, and precision at the number of errors, in points, of (N, K) scores: large is suspicious."""
-    scores, wrong = scores.ravel(), wrong.ravel()
-    first = np.argsort(-scores, kind="stable")[: wrong.sum()]
-    return {"ap": 100 * average_precision_score(wrong, scores), "precision": 100 * wrong[first].mean()}
+def by_loss(method: str, cell: Cell, cost: Cost) -> Found:
+    """The probability of the label that was not given, which grows with the loss of the given one."""
+    trainer = cell.train(method, cost, method, rows=cell.rows)
+    probs = cell.probs(trainer, cell.rows, cost)
+    return Found(np.where(cell.labels == 1, 1 - probs, probs), trained=trainer)
 
 
-def correction(issues: LabelIssues, wrong: np.ndarray) -> dict[str, float]:
-    """How many labels are changed, and what share of the changes is right and of the errors is mended, in points."""
-    right = wrong[issues.rows, issues.classes].sum()
-    return {
-        "changed": len(issues),
-        "precision": 100 * right / max(1, len(issues)),
-        "recall": 100 * right / wrong.sum(),
-    }
+def on_clean_labels(cell: Cell, cost: Cost) -> Found:
+    """No ranking: BCE without any label error."""
+    return Found(trained=cell.train("bce", cost, "clean"))
 
 
-def run_cell(noise: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Everything about one cell, as it is written."""
-    cell = Cell(noise, seed, folder)
-    costs = {name: Cost() for name in RANKINGS}
-    ours = cell.train("balancemix", costs["balancemix"], "balancemix", noise=cell.noise)
-    assert isinstance(ours, BalanceMixTrainer)
-    state = ours.label_state
-    labels, wrong = state.labels.numpy(), state.labels.numpy() != ours.clean_labels.numpy()
-    plain = cell.train("bce", costs["bce loss"], "bce", rows=cell.rows)
-    in_sample = cell.probs(plain, cell.rows, costs["bce loss"])
-    held_out = cell.out_of_sample_probs(costs["cleanlab"])
+RANKINGS: dict[str, Callable[[Cell, Cost], Found]] = {
+    "balancemix": by_balancemix,
+    "cleanlab, bce": partial(by_cleanlab, "bce"),
+    "cleanlab, mixup": partial(by_cleanlab, "mixup"),
+    PLAIN: partial(by_loss, "bce"),
+    "mixup loss": partial(by_loss, "mixup"),
+    "clean labels": on_clean_labels,
+}
 
-    lists = [np.flatnonzero(row).tolist() for row in labels]
-    flagged = np.asarray(find_multilabel_issues_per_class(lists, held_out))  # (N, K), as the scores
-    scores = {
-        "balancemix": 1 - state.posterior_mean.numpy(),
-        "cleanlab": 1 - np.asarray(get_label_quality_scores_per_class(lists, held_out)),
-        "bce loss": np.where(labels == 1, 1 - in_sample, in_sample),  # grows with the loss
-    }
-    found = {"balancemix": find_label_issues(state), "cleanlab": issues_of(flagged, labels, cell.job)}
-    maps = {"as given": cell.map_of(plain), "balancemix itself": cell.map_of(ours)}
-    for name, issues in found.items():
-        corrected = corrected_dataset(cell.rows, issues, "labels")
-        maps[name] = cell.map_of(cell.train("bce", Cost(), f"after {name}", rows=corrected))
-    maps["clean"] = cell.map_of(cell.train("bce", Cost(), "clean"))
-    return {
-        "noise": noise,
-        "seed": seed,
-        "labels": int(labels.size),
+
+def measure(cell: Cell, name: str) -> dict[str, Any]:
+    """Run one ranking; everything about it in points, as it is written."""
+    cost, wrong = Cost(), cell.labels != cell.clean
+    found = RANKINGS[name](cell, cost)
+    measured: dict[str, Any] = {
+        "labels": int(wrong.size),
         "errors": int(wrong.sum()),
-        "rankings": {name: quality(table, wrong) for name, table in scores.items()},
-        "corrections": {name: correction(issues, wrong) for name, issues in found.items()},
-        "bce map": maps,
-        "passes": {name: cost.passes for name, cost in costs.items()},
-        "seconds": {name: round(cost.seconds, 1) for name, cost in costs.items()},
+        "passes": cost.passes,
+        "seconds": round(cost.seconds, 1),
     }
+    if found.trained is not None:
+        measured["map of the model"] = cell.map_of(found.trained)
+    if found.scores is not None:
+        first = np.argsort(-found.scores.ravel(), kind="stable")[: wrong.sum()]
+        measured["average precision"] = 100 * average_precision_score(wrong.ravel(), found.scores.ravel())
+        measured["precision at errors"] = 100 * wrong.ravel()[first].mean()
+    if found.issues is not None:
+        right = wrong[found.issues.rows, found.issues.classes].sum()
+        corrected = corrected_dataset(cell.rows, found.issues, "labels")
+        measured["suggested"] = len(found.issues)
+        measured["suggested, right"] = 100 * right / max(1, len(found.issues))
+        measured["errors, found"] = 100 * right / wrong.sum()
+        measured["map of bce on corrected"] = cell.map_of(cell.train("bce", Cost(), "after", rows=corrected))
+    return measured
 
 
-def show(cells: Sequence[dict[str, Any]]) -> None:
-    """Print the tables, means over the seeds."""
+def read_results(path: Path) -> dict[tuple[str, int, str], dict[str, Any]]:
+    """Finished runs by noise, seed and ranking."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {(run["noise"], run["seed"], run["ranking"]): run for run in map(json.loads, lines)}
 
-    def mean(of: Sequence[dict[str, Any]], *keys: str) -> str:
-        values = []
-        for cell in of:
-            value: Any = cell
-            for key in keys:
-                value = value[key]
-            values.append(value)
-        error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-        return f"{np.mean(values):.1f}" + (f" ± {error:.1f}" if len(values) > 1 else "")
 
-    kinds = {noise: of for noise in NOISES if (of := [cell for cell in cells if cell["noise"] == noise])}
-    print("\nFinding the errors: average precision / precision at the number of errors")
-    print(f"| noise | errors | {' | '.join(RANKINGS)} |\n|---|---|---|---|---|")
-    for noise, of in kinds.items():
-        values = [f"{mean(of, 'rankings', n, 'ap')} / {mean(of, 'rankings', n, 'precision')}" for n in RANKINGS]
-        print(f"| {noise} | {np.mean([cell['errors'] for cell in of]):.0f} | {' | '.join(values)} |")
-    print("\nCompute: forward passes of an image (3 for a training step), seconds")
-    for name in RANKINGS:
-        passes = np.mean([c["passes"][name] / c["passes"]["bce loss"] for c in cells])
-        seconds = np.mean([c["seconds"][name] / c["seconds"]["bce loss"] for c in cells])
-        print(f"{name}: {passes:.2f} and {seconds:.2f} times those of one BCE run")
-    print("\nSuggestions that are right / errors that are found")
-    for noise, of in kinds.items():
-        both = [
-            f"{n} {mean(of, 'corrections', n, 'precision')} / {mean(of, 'corrections', n, 'recall')}"
-            for n in ("balancemix", "cleanlab")
+def show(results: dict[tuple[str, int, str], dict[str, Any]]) -> None:
+    """Print the tables: means over the seeds, with standard errors."""
+    noises = [noise for noise in NOISES if any(key[0] == noise for key in results)]
+
+    def cell(noise: str, name: str, quantity: str) -> str:
+        runs = [run for (kind, _, ranking), run in results.items() if (kind, ranking) == (noise, name)]
+        values = [run[quantity] for run in runs if quantity in run]
+        error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.1f}{error}" if values else "–"
+
+    quantities = (
+        *("average precision", "precision at errors", "suggested, right", "errors, found"),
+        *("map of the model", "map of bce on corrected"),
+    )
+    for quantity in quantities:
+        names = [
+            name for name in RANKINGS if any(quantity in results.get(key, {}) for key in results if key[2] == name)
         ]
-        print(f"{noise}: {'; '.join(both)}")
-    print("\nTest mAP of BCE on labels")
-    columns = list(cells[0]["bce map"])
-    print(f"| noise | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for noise, of in kinds.items():
-        print(f"| {noise} | {' | '.join(mean(of, 'bce map', column) for column in columns)} |")
+        print(f"\n| {quantity} | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+        for noise in noises:
+            print(f"| {noise} | {' | '.join(cell(noise, name, quantity) for name in names)} |")
+    print(f"\nCompute as multiples of that of {PLAIN!r}: images through a model (a training step counts 3), seconds")
+    for name in RANKINGS:
+        of = [key for key in results if key[2] == name and (*key[:2], PLAIN) in results]
+        pairs = [(results[key], results[(*key[:2], PLAIN)]) for key in of]
+        ratios = [np.mean([run[unit] / plain[unit] for run, plain in pairs]) for unit in ("passes", "seconds")]
+        print(f"{name}: {ratios[0]:.2f}, {ratios[1]:.2f}")
 
 
 def main() -> None:
-    """Run the cells that are missing, then show all."""
+    """Measure what is missing, then show all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/label_errors", help="Where the results go (%(default)s).")
     parser.add_argument("--noises", nargs="+", choices=NOISES, default=NOISES, help="Kinds of noise.")
     parser.add_argument("--seeds", type=int, default=3, help="Number of seeds (%(default)s).")
     options = parser.parse_args()
-    cells = []
-    for seed in range(options.seeds):
-        for noise in options.noises:
-            path = Path(options.output_dir) / f"{noise.replace(':', '')}-seed{seed}.json"
-            if not path.exists():
-                with tempfile.TemporaryDirectory() as folder:
-                    cell = run_cell(noise, seed, Path(folder))
-                write_json(path, cell)
-                print(f"{path}: {json.dumps(cell['rankings'])}", flush=True)
-            cells.append(json.loads(path.read_text(encoding="utf-8")))
-    show(cells)
+    path = Path(options.output_dir) / "results.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wanted = [(noise, seed, name) for seed in range(options.seeds) for noise in options.noises for name in RANKINGS]
+    for noise, seed, name in wanted:
+        if (noise, seed, name) in read_results(path):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            measured = measure(Cell(noise, seed, Path(folder)), name)
+        line = json.dumps({"noise": noise, "seed": seed, "ranking": name, **measured})
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+        print(line, flush=True)
+    show(read_results(path))
 
 
 if __name__ == "__main__":
