@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from hf_balancemix.cli.saved_rows import check_output, check_saved, save_rows
 from hf_balancemix.cli.training_data import add_data_options, load_run, load_training_rows
-from hf_balancemix.data.images import image_names
+from hf_balancemix.data.images import image_names, read_images
 from hf_balancemix.reports.audit_page import write_page
 from hf_balancemix.reports.corrections import corrected_dataset
 from hf_balancemix.reports.label_issues import LabelIssues, find_label_issues, label_statuses, write_issues
@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> None:
     _print_summary(issues, audited.state.labels.numpy().sum(axis=0, dtype=np.int64), options.above)
     print(f"label state: {audited.folder}, after {audited.state.prepared_epoch} epochs")
     print(f"label issues: {paths[0]}, {paths[1]}")
-    images = None if rows is None else lambda row: rows[row]["image"]
+    pictures = None if rows is None else rows.select_columns("image")
+    images = None if pictures is None else lambda row: read_images(pictures, "image", [row])[0]
     print(f"page: {write_page(issues, images, out, f'Label issues of {options.run}')}")
     if rows is None:
         print(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from io import BytesIO
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -48,7 +49,8 @@ def write_page(issues: LabelIssues, images: Callable[[int], PIL.Image.Image] | N
 
     Args:
         issues: What is shown, in this order.
-        images: Gives the image of a training row; called once for each row with issues. None: no pictures.
+        images: Gives the image of a training row; called once for each row with issues, from several threads.
+            None: no pictures.
         out: Folder; made if it does not exist. An older page in it is replaced.
         title: Heading of the page, for instance the name of the run.
 
@@ -119,16 +121,18 @@ def _thumbnails(rows: Sequence[int], images: Callable[[int], PIL.Image.Image], f
     """Return the first thumbnails in base64, as many as ``INLINE_LIMIT`` allows; write the others to ``folder``."""
     inline: list[str] = []
     size = 0
-    for row in tqdm(rows, desc="thumbnails", unit="image", leave=False, delay=1):
-        content = _thumbnail(images(row))
-        text = base64.b64encode(content).decode("ascii")
-        size += len(text)
-        if size <= INLINE_LIMIT:
-            inline.append(text)
-            continue
-        path = folder / str(row // 1000) / f"{row}.webp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    with ThreadPool() as pool:  # reading and compressing release the GIL
+        contents = pool.imap(lambda row: _thumbnail(images(row)), rows)
+        bar = tqdm(contents, total=len(rows), desc="thumbnails", unit="image", leave=False, delay=1)
+        for row, content in zip(rows, bar, strict=True):
+            text = base64.b64encode(content).decode("ascii")
+            size += len(text)
+            if size <= INLINE_LIMIT:
+                inline.append(text)
+                continue
+            path = folder / str(row // 1000) / f"{row}.webp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     return inline
 
 
