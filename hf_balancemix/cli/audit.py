@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import numpy as np
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     audited = load_run(options.run)
     find_label_issues(audited.state, above=options.above)  # refuses a state before the data are read
     rows = load_training_rows(options, audited)
-    names = None if rows is None else image_names(rows, "image")
+    names = None if rows is None else _without_common_folder(image_names(rows, "image"))
     issues = find_label_issues(audited.state, names, options.above)
     paths = write_issues(issues, out)
     _print_summary(issues, audited.state.labels.numpy().sum(axis=0, dtype=np.int64), options.above)
@@ -80,6 +81,14 @@ def run(options: argparse.Namespace) -> None:
     statuses = label_statuses(audited.state, facts["relabel_threshold"], facts["refinement"])
     save_rows(corrected_dataset(rows, issues, "labels", statuses=statuses), corrected)
     print(f"corrected data set, all {len(issues)} suggestions applied: {corrected}")
+
+
+def _without_common_folder(names: list[str]) -> list[str]:
+    """Shorten paths of this machine: what all images share tells them not apart, and is nobody else's business."""
+    if not all(map(os.path.isabs, names)):
+        return names
+    common = os.path.commonpath(map(os.path.dirname, names))
+    return [os.path.relpath(name, common) for name in names]
 
 
 def _share(text: str) -> float:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import datasets
 import numpy as np
@@ -118,6 +119,7 @@ def test_with_data_in_every_layout(here, kind):
     assert frame[["index", "class"]].values.tolist() == [[5, "cat"], [8, "eel"]]
     if kind not in ("parquet", "disk"):  # whose images have no names
         assert [image.rpartition("/")[2] for image in frame["image"]] == ["5.png", "8.png"]
+    assert not any(os.path.isabs(image) for image in frame["image"])
     saved = datasets.load_from_disk("found/corrected")
     assert named_labels(saved) == corrected_rows([(5, 0), (8, 2)])
     assert named_labels(saved, "given_labels") == [set(labels_of_row(row)) for row in range(ROWS)]
