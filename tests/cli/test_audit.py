@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ from hf_balancemix.data.folder import load_folder
 from hf_balancemix.data.noise import NoiseSpec, inject_noise
 from hf_balancemix.label_state import LabelState
 from tests import tiny
+from tests.browser import Page
 from tests.layouts.folder import KINDS, NAMES, labels_of_row, write_folder
 
 ROWS = 12
@@ -186,7 +188,7 @@ MISTAKES = {
     "audit rnu": "no folder 'rnu'. Check the path; fetch a repository of the Hub",
     "audit user/name": "no folder 'user/name'",
     "audit data": "no label_state.safetensors in 'data' or its checkpoints. Name the output folder of a run",
-    "audit .": "Did you mean 'run'",
+    "audit .": "in '.' or its checkpoints (did you mean 'run'?). Name the output folder",
     "audit run --above 2": "expected a number from 0 to below 1, found '2'",
     "audit run --above x": "found 'x'",
     "audit run --out data": "found 'data' with files. Choose another --out",
@@ -241,6 +243,8 @@ def test_earlier_results_are_replaced_only_when_asked(here, capsys):
     assert len(read_csv("audit/label_issues.csv")) == 1
     assert named_labels(datasets.load_from_disk("audit/corrected")) == corrected_rows([(5, 0)])
     assert {path.name for path in (here / "audit").iterdir()} == WRITTEN | {"corrected"}
+    main(["audit", "run", "--overwrite"])  # without data: what was corrected by other issues goes
+    assert {path.name for path in (here / "audit").iterdir()} == WRITTEN
 
 
 # ---- apply-review ----
@@ -275,3 +279,50 @@ def test_a_review_of_what_audit_wrote(here):
     frame.assign(decision="accept").to_csv("decisions.csv", index=False)  # with more columns than are needed
     main(["apply-review", "decisions.csv", "--data_dir", "data", "--out", "cleaned"])
     assert named_labels(datasets.load_from_disk("cleaned")) == corrected_rows()
+
+
+def test_the_current_folder_is_not_replaced(here, capsys, monkeypatch):
+    write_decisions()
+    (here / "empty").mkdir()
+    monkeypatch.chdir(here / "empty")
+    line = fail(capsys, "apply-review", "../decisions.csv", "--data_dir", "../data", "--out", ".")
+    assert "Expected another folder than the current one for the new data set, found '.'. Name a new one." in line
+
+
+def test_nothing_but_the_named_folder_is_touched(here):
+    write_decisions()
+    (here / "cleaned.tmp").mkdir()
+    (here / "cleaned.tmp" / "mine.txt").write_text("kept", encoding="utf-8")
+    (here / "disk").mkdir()
+    (here / "cleaned").symlink_to("disk")
+    before = {path.name for path in here.iterdir()}
+    for more in ([], ["--overwrite"]):
+        main(["apply-review", "decisions.csv", "--data_dir", "data", "--out", "cleaned", *more])
+        assert named_labels(datasets.load_from_disk("disk")) == corrected_rows([(5, 0), (1, 0)])
+    assert (here / "cleaned").is_symlink()
+    assert (here / "cleaned.tmp" / "mine.txt").is_file()
+    assert {path.name for path in here.iterdir()} == before
+
+
+def test_from_a_run_over_the_page_to_a_cleaned_data_set(here, driver):
+    """Three suggestions are accepted and two rejected, all by keyboard."""
+    train = tiny.tiny_dataset(24)
+    train.save_to_disk("pictures")
+    arguments = tiny.arguments(here / "real")
+    BalanceMixTrainer(tiny.tiny_vit(), arguments, train_dataset=train, processing_class=tiny.processor()).train()
+    main(["audit", "real", "--data_dir", "pictures", "--recipe", "folder", "--above", "0.01"])
+    frame = pd.read_parquet("audit/label_issues.parquet")
+    assert len(frame) > 5
+    page = Page(driver, driver.downloads)
+    page.open(here / "audit" / "index.html")
+    page.keys("a", "r", "a", "r", "a")
+    assert page.text("#reviewed") == f"5 of {len(frame)} reviewed"
+    shutil.move(page.export("e"), "decisions.csv")
+    assert page.errors() == []
+    main(["apply-review", "decisions.csv", "--data_dir", "pictures", "--run", "real", "--out", "cleaned"])
+    expected = encode_labels(train, "labels").labels
+    for row, name in frame[["index", "class"]].to_numpy()[[0, 2, 4]]:
+        expected[row, tiny.NAMES.index(name)] ^= 1
+    cleaned = datasets.load_from_disk("cleaned")
+    assert np.array_equal(encode_labels(cleaned, "labels").labels, expected)
+    assert cleaned["given_labels"] == train["labels"]
