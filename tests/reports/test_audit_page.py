@@ -239,6 +239,26 @@ def test_keys_and_reload(page):
     assert {row[0]: row[3] for row in map(page_row, page.all("#counts tbody tr"))}["cat"] == "1"
 
 
+def test_a_key_held_down_decides_once(page):
+    press = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {...arguments[0], bubbles: true}))"
+    page.driver.execute_script("document.querySelector('#gallery li').focus()")
+    for repeat in (False, True, True):
+        page.driver.execute_script(press, {"key": "a", "repeat": repeat})
+    page.driver.execute_script(press, {"key": "a", "ctrlKey": True})  # selects all, as everywhere
+    assert page.decisions() == "a----"
+
+
+def test_two_tabs_agree(page):
+    first, address = page.driver.current_window_handle, page.driver.current_url
+    page.driver.switch_to.new_window("tab")
+    page.driver.get(address)
+    page.keys("a", "r")
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    wait_for(lambda: page.decisions() == "ar---")
+    assert page.text("#reviewed") == "2 of 5 reviewed"
+
+
 def test_buttons(page):
     accept, reject = page.all("#gallery li:first-child button")
     reject.click()
