@@ -154,6 +154,27 @@ def test_the_recipe_of_the_run_says_how_its_data_were_read(here):
     assert not (here / "bare" / "corrected").exists()
 
 
+def test_the_newest_checkpoint_of_a_run_that_has_not_ended(here, capsys):
+    for step, issues in ((9, {(0, 0): 0.1}), (10, SUSPICIOUS), (8, {(1, 1): 0.1})):
+        write_state(here / "going" / f"checkpoint-{step}", table_of_rows(), NAMES, issues)
+    main(["audit", "going"])
+    assert "label state: going/checkpoint-10, after" in capsys.readouterr().out
+    assert {int(row["index"]) for row in read_csv("audit/label_issues.csv")} == {row for row, _ in SUSPICIOUS}
+
+
+def test_a_folder_takes_the_place_of_the_hub_and_classes_keep_the_order_of_the_run(here):
+    order = [2, 0, 1]
+    names = [NAMES[k] for k in order]
+    places = {(row, order.index(k)): value for (row, k), value in SUSPICIOUS.items()}
+    write_state(here / "hub" / "_label_state", table_of_rows()[:, order], names, places)
+    own = {"recipe": "folder", "dataset": "user/gone", "dataset_config": "large"}
+    (here / "hub" / "settings.json").write_text(json.dumps({"data": own}), encoding="utf-8")
+    main(["audit", "hub", "--data_dir", "data"])
+    saved = datasets.load_from_disk("audit/corrected")
+    assert saved.features["labels"].feature.names == names
+    assert [{names[k] for k in row} for row in saved["labels"]] == corrected_rows()
+
+
 def test_digits_are_there_without_being_told(here):
     noisy = inject_noise(load_digits_attributes()["train"], [NoiseSpec("mislabel", 0.4, 1)])
     labels, names = encode_labels(noisy).labels, encode_labels(noisy).class_names
