@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
     images = None if pictures is None else lambda row: read_images(pictures, "image", [row])[0]
     print(f"page: {write_page(issues, images, out, f'Label issues of {options.run}')}")
     if rows is None:
+        shutil.rmtree(corrected, ignore_errors=True)  # an earlier audit's, of other issues
         print(
             "note: without the training data the page has no pictures, images are named by their rows, and no "
             "corrected data set is written; say where they are with --data_dir or --dataset, or --recipe",

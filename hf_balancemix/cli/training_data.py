@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 
 from hf_balancemix.data.columns import encode_labels
+from hf_balancemix.data.folder import load_validation
 from hf_balancemix.data.images import check_files, drop_unreadable
 from hf_balancemix.data.noise import NoiseSpec, inject_noise
 from hf_balancemix.label_state import FILE_NAME, LabelState
@@ -68,8 +69,9 @@ def load_run(path: str) -> AuditedRun:
     found = next((place for place in places if (place / FILE_NAME).is_file()), None)
     if found is None:
         inside = sorted({str(p.parent.parent) for p in folder.glob(f"*/*/{FILE_NAME}")})
-        remedy = f"Did you mean {' or '.join(map(repr, inside[:4]))}" if inside else "Name the output folder of a run"
-        raise mistake("a run with a label state", f"no {FILE_NAME} in {path!r} or its checkpoints", remedy)
+        near = f" (did you mean {' or '.join(map(repr, inside[:4]))}?)" if inside else ""
+        found_none = f"no {FILE_NAME} in {path!r} or its checkpoints{near}"
+        raise mistake("a run with a label state", found_none, "Name the output folder of a run")
     state, facts = LabelState.load(found)
     settings = next((p for p in (found / "settings.json", found.parent / "settings.json") if p.is_file()), None)
     return AuditedRun(found, state, facts, _read_settings(settings) if settings else {})
@@ -128,7 +130,10 @@ def load_training_rows(options: argparse.Namespace, run: AuditedRun | None) -> d
         return None
     if name == "folder" and run is not None:
         given = {"class_names": list(run.state.class_names)} | given
-    rows = RECIPES[name].load(**given)["train"]
+    splits = RECIPES[name].load(**given)
+    rows = splits["train"]
+    if name == "folder" != own and run is not None and sum(map(len, splits.values())) == len(run.state):
+        rows = load_validation(**given, split="train")[1]  # the recipe holds images out for a test, this run did not
     if settings.get("on_bad_image") == "skip":
         rows, _ = drop_unreadable(rows, "image")
     else:

@@ -287,6 +287,7 @@ const KEYS = {
   a: () => decideSelected("a"),
   r: () => decideSelected("r"),
   u: undo,
+  e: () => $("export").click(), // does nothing while there is nothing to export
   "?": () => $("help").showModal(),
 };
 
@@ -346,5 +347,4 @@ fillFilters();
 restore();
 applyFilters();
 showProgress();
-// Go on where the last visit ended.
-select(filtered.findIndex((issue) => decisions[issue] === "-"), false);
+select(filtered.findIndex((issue) => decisions[issue] === "-"), false); // go on where the last visit ended

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 
 import datasets
 import numpy as np
@@ -19,6 +20,7 @@ from hf_balancemix.data.folder import load_folder
 from hf_balancemix.data.noise import NoiseSpec, inject_noise
 from hf_balancemix.label_state import LabelState
 from tests import tiny
+from tests.browser import Page
 from tests.layouts.folder import KINDS, NAMES, labels_of_row, write_folder
 
 ROWS = 12
@@ -154,6 +156,27 @@ def test_the_recipe_of_the_run_says_how_its_data_were_read(here):
     assert not (here / "bare" / "corrected").exists()
 
 
+def test_the_newest_checkpoint_of_a_run_that_has_not_ended(here, capsys):
+    for step, issues in ((9, {(0, 0): 0.1}), (10, SUSPICIOUS), (8, {(1, 1): 0.1})):
+        write_state(here / "going" / f"checkpoint-{step}", table_of_rows(), NAMES, issues)
+    main(["audit", "going"])
+    assert "label state: going/checkpoint-10, after" in capsys.readouterr().out
+    assert {int(row["index"]) for row in read_csv("audit/label_issues.csv")} == {row for row, _ in SUSPICIOUS}
+
+
+def test_a_folder_takes_the_place_of_the_hub_and_classes_keep_the_order_of_the_run(here):
+    order = [2, 0, 1]
+    names = [NAMES[k] for k in order]
+    places = {(row, order.index(k)): value for (row, k), value in SUSPICIOUS.items()}
+    write_state(here / "hub" / "_label_state", table_of_rows()[:, order], names, places)
+    own = {"recipe": "folder", "dataset": "user/gone", "dataset_config": "large"}
+    (here / "hub" / "settings.json").write_text(json.dumps({"data": own}), encoding="utf-8")
+    main(["audit", "hub", "--data_dir", "data"])
+    saved = datasets.load_from_disk("audit/corrected")
+    assert saved.features["labels"].feature.names == names
+    assert [{names[k] for k in row} for row in saved["labels"]] == corrected_rows()
+
+
 def test_digits_are_there_without_being_told(here):
     noisy = inject_noise(load_digits_attributes()["train"], [NoiseSpec("mislabel", 0.4, 1)])
     labels, names = encode_labels(noisy).labels, encode_labels(noisy).class_names
@@ -188,7 +211,7 @@ MISTAKES = {
     "audit rnu": "no folder 'rnu'. Check the path; fetch a repository of the Hub",
     "audit user/name": "no folder 'user/name'",
     "audit data": "no label_state.safetensors in 'data' or its checkpoints. Name the output folder of a run",
-    "audit .": "Did you mean 'run'",
+    "audit .": "in '.' or its checkpoints (did you mean 'run'?). Name the output folder",
     "audit run --above 2": "expected a number from 0 to below 1, found '2'",
     "audit run --above x": "found 'x'",
     "audit run --out data": "found 'data' with files. Choose another --out",
@@ -243,6 +266,8 @@ def test_earlier_results_are_replaced_only_when_asked(here, capsys):
     assert len(read_csv("audit/label_issues.csv")) == 1
     assert named_labels(datasets.load_from_disk("audit/corrected")) == corrected_rows([(5, 0)])
     assert {path.name for path in (here / "audit").iterdir()} == WRITTEN | {"corrected"}
+    main(["audit", "run", "--overwrite"])  # without data: what was corrected by other issues goes
+    assert {path.name for path in (here / "audit").iterdir()} == WRITTEN
 
 
 # ---- apply-review ----
@@ -277,3 +302,50 @@ def test_a_review_of_what_audit_wrote(here):
     frame.assign(decision="accept").to_csv("decisions.csv", index=False)  # with more columns than are needed
     main(["apply-review", "decisions.csv", "--data_dir", "data", "--out", "cleaned"])
     assert named_labels(datasets.load_from_disk("cleaned")) == corrected_rows()
+
+
+def test_the_current_folder_is_not_replaced(here, capsys, monkeypatch):
+    write_decisions()
+    (here / "empty").mkdir()
+    monkeypatch.chdir(here / "empty")
+    line = fail(capsys, "apply-review", "../decisions.csv", "--data_dir", "../data", "--out", ".")
+    assert "Expected another folder than the current one for the new data set, found '.'. Name a new one." in line
+
+
+def test_nothing_but_the_named_folder_is_touched(here):
+    write_decisions()
+    (here / "cleaned.tmp").mkdir()
+    (here / "cleaned.tmp" / "mine.txt").write_text("kept", encoding="utf-8")
+    (here / "disk").mkdir()
+    (here / "cleaned").symlink_to("disk")
+    before = {path.name for path in here.iterdir()}
+    for more in ([], ["--overwrite"]):
+        main(["apply-review", "decisions.csv", "--data_dir", "data", "--out", "cleaned", *more])
+        assert named_labels(datasets.load_from_disk("disk")) == corrected_rows([(5, 0), (1, 0)])
+    assert (here / "cleaned").is_symlink()
+    assert (here / "cleaned.tmp" / "mine.txt").is_file()
+    assert {path.name for path in here.iterdir()} == before
+
+
+def test_from_a_run_over_the_page_to_a_cleaned_data_set(here, driver):
+    """Three suggestions are accepted and two rejected, all by keyboard."""
+    train = tiny.tiny_dataset(24)
+    train.save_to_disk("pictures")
+    arguments = tiny.arguments(here / "real")
+    BalanceMixTrainer(tiny.tiny_vit(), arguments, train_dataset=train, processing_class=tiny.processor()).train()
+    main(["audit", "real", "--data_dir", "pictures", "--recipe", "folder", "--above", "0.01"])
+    frame = pd.read_parquet("audit/label_issues.parquet")
+    assert len(frame) > 5
+    page = Page(driver, driver.downloads)
+    page.open(here / "audit" / "index.html")
+    page.keys("a", "r", "a", "r", "a")
+    assert page.text("#reviewed") == f"5 of {len(frame)} reviewed"
+    shutil.move(page.export("e"), "decisions.csv")
+    assert page.errors() == []
+    main(["apply-review", "decisions.csv", "--data_dir", "pictures", "--run", "real", "--out", "cleaned"])
+    expected = encode_labels(train, "labels").labels
+    for row, name in frame[["index", "class"]].to_numpy()[[0, 2, 4]]:
+        expected[row, tiny.NAMES.index(name)] ^= 1
+    cleaned = datasets.load_from_disk("cleaned")
+    assert np.array_equal(encode_labels(cleaned, "labels").labels, expected)
+    assert cleaned["given_labels"] == train["labels"]

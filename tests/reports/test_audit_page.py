@@ -2,9 +2,7 @@
 
 import base64
 import csv
-import importlib.util
 import json
-import os
 import re
 import shutil
 import time
@@ -17,6 +15,7 @@ from PIL import Image
 from hf_balancemix.reports import audit_page
 from hf_balancemix.reports.audit_page import write_page
 from hf_balancemix.reports.label_issues import LabelIssues
+from tests.browser import Page, wait_for
 
 HOSTILE = (
     "</script><script>document.title='x'</script><!-- <img src=x onerror=\"document.title='y'\">\u2028'猫\n*[é]&amp;"
@@ -138,89 +137,6 @@ def test_decisions_belong_to_the_issues(tmp_path):
 # ---- in a browser ----
 
 
-def need(found, what):
-    """Go on if it is there; without it the test is skipped, but fails where ``CI`` is set."""
-    if not found:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is missing")
-
-
-class Page:
-    """A page in a browser, as a person sees it."""
-
-    def __init__(self, driver, downloads):
-        self.driver, self.downloads = driver, downloads
-
-    def open(self, path):
-        self.driver.get(path.as_uri())
-
-    def all(self, selector):
-        return self.driver.find_elements("css selector", selector)
-
-    def one(self, selector):
-        return self.driver.find_element("css selector", selector)
-
-    def text(self, selector):
-        return self.driver.execute_script("return document.querySelector(arguments[0]).textContent", selector)
-
-    def texts(self, selector):
-        script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent.toWellFormed())"
-        return self.driver.execute_script(script, selector)
-
-    def keys(self, *keys):
-        for key in keys:
-            self.driver.switch_to.active_element.send_keys(key)
-
-    def write(self, selector, text):
-        field = self.one(selector)
-        field.clear()
-        field.send_keys(text)
-
-    def decisions(self):
-        return self.driver.execute_script(
-            "return [...document.querySelectorAll('#gallery li')].map((e) => e.dataset.decision || '-').join('')"
-        )
-
-    def selected(self):
-        return int(self.one("#gallery [aria-current]").get_attribute("data-issue"))
-
-    def export(self):
-        file = self.downloads / "decisions.csv"
-        file.unlink(missing_ok=True)
-        self.one("#export").click()
-        wait_for(file.exists)
-        return file
-
-    def errors(self):
-        return [entry for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-
-
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.05)
-    return found
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    need(importlib.util.find_spec("selenium"), "selenium")
-    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    need(all(found), "a browser (chromium and chromedriver)")
-    from selenium import webdriver
-
-    downloads = tmp_path_factory.mktemp("downloads")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found[0]
-    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1200,1000"):
-        options.add_argument(f"--{word}")
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
-    driver.downloads = downloads
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def page(driver, tmp_path):
     """The page of ``WRITTEN``, open and without decisions, in a folder with an odd name."""
@@ -321,6 +237,26 @@ def test_keys_and_reload(page):
     assert page.text("#reviewed") == "2 of 5 reviewed"
     assert page.selected() == 2
     assert {row[0]: row[3] for row in map(page_row, page.all("#counts tbody tr"))}["cat"] == "1"
+
+
+def test_a_key_held_down_decides_once(page):
+    press = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {...arguments[0], bubbles: true}))"
+    page.driver.execute_script("document.querySelector('#gallery li').focus()")
+    for repeat in (False, True, True):
+        page.driver.execute_script(press, {"key": "a", "repeat": repeat})
+    page.driver.execute_script(press, {"key": "a", "ctrlKey": True})  # selects all, as everywhere
+    assert page.decisions() == "a----"
+
+
+def test_two_tabs_agree(page):
+    first, address = page.driver.current_window_handle, page.driver.current_url
+    page.driver.switch_to.new_window("tab")
+    page.driver.get(address)
+    page.keys("a", "r")
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    wait_for(lambda: page.decisions() == "ar---")
+    assert page.text("#reviewed") == "2 of 5 reviewed"
 
 
 def test_buttons(page):

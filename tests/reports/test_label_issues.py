@@ -36,11 +36,11 @@ def state(labels, mean, confidence, posterior=None, names=("cat", "dog")):
 
 
 def small():
-    """Issues by hand: (2, cat) with 0.9; (0, dog), (1, cat), (1, dog) with 0.75, confidence 0.9, 0.7 and 0.2 off."""
+    """Issues by hand: (2, cat) with 0.9; (1, dog), (1, cat), (0, dog) with 0.75, confidence 0.9, 0.7 and 0.2 off."""
     return state(
         labels=[[1, 0], [1, 0], [0, 1]],
         mean=[[0.5, 0.25], [0.25, 0.25], [0.1, 1.0]],
-        confidence=[[0.0, 0.9], [0.3, 0.2], [0.5, 0.5]],
+        confidence=[[0.0, 0.2], [0.3, 0.9], [0.5, 0.5]],
         posterior=[[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]],
     )
 
@@ -54,12 +54,12 @@ def test_ranking_by_hand():
     ranked = table[["index", "image", "class", "given", "suggested", "kind"]].values.tolist()
     assert ranked == [
         [2, "c.png", "cat", 0, 1, MISSING_POSITIVE],
-        [0, "a.png", "dog", 0, 1, MISSING_POSITIVE],
-        [1, "b.png", "cat", 1, 0, WRONG_POSITIVE],
         [1, "b.png", "dog", 0, 1, MISSING_POSITIVE],
+        [1, "b.png", "cat", 1, 0, WRONG_POSITIVE],
+        [0, "a.png", "dog", 0, 1, MISSING_POSITIVE],
     ]
     assert table["score"].tolist() == pytest.approx([0.9, 0.75, 0.75, 0.75])
-    assert table["posterior"].tolist() == pytest.approx([0.5, 0.2, 0.3, 0.4])  # the last ones, not the means
+    assert table["posterior"].tolist() == pytest.approx([0.5, 0.4, 0.3, 0.2])  # the last ones, not the means
     assert table["confidence"].tolist() == pytest.approx([0.5, 0.9, 0.3, 0.2])
     assert issues.kinds().tolist() == table["kind"].tolist()
     assert len(issues) == 4
@@ -76,7 +76,7 @@ def test_states_of_older_runs_and_other_schedules():
     assert table["confidence"].tolist() == [0.25] * 4  # the prediction on the plain image
     assert label_statuses(older, 0.9, "full").tolist() == [[2, 2], [2, 2], [2, 0]]
     # With ε = 0.85: confidence 0.0 and 0.9 re-label, 0.3, 0.2 and 0.5 do not; 0.5 is not above ½.
-    assert label_statuses(small(), 0.85, "full").tolist() == [[1, 1], [2, 2], [2, 0]]
+    assert label_statuses(small(), 0.85, "full").tolist() == [[1, 2], [2, 1], [2, 0]]
 
 
 def test_average_precision_of_the_ranking_is_that_of_the_score():
