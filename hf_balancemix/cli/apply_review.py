@@ -6,8 +6,8 @@ import argparse
 
 from transformers.utils import logging
 
-from hf_balancemix.cli.saved_rows import check_output, check_saved, save_rows
-from hf_balancemix.cli.training_data import add_data_options, load_run, load_training_rows
+from hf_balancemix.cli.saved_rows import check_output, check_saved, save_splits
+from hf_balancemix.cli.training_data import add_data_options, load_run, load_run_splits
 from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.images import image_names
 from hf_balancemix.messages import mistake
@@ -43,14 +43,16 @@ def run(options: argparse.Namespace) -> None:
     """
     logging.set_verbosity_error()
     out = check_saved(check_output(options.out, options.overwrite), options.data_dir)
-    rows = load_training_rows(options, None if options.run is None else load_run(options.run))
-    if rows is None:
+    splits = load_run_splits(options, None if options.run is None else load_run(options.run))
+    if splits is None:
         raise mistake("the training data", "no --data_dir, --dataset or --recipe", "Say where they are")
+    rows = splits["train"]
     names = encode_labels(rows, "labels").class_names
     issues, rejected = read_decisions(options.decisions, names, image_names(rows, "image"))
     if not len(issues):
         found = f"none in {options.decisions!r}, {rejected} rejected"
         raise mistake("at least one accepted decision", found, "Accept some on the page and export them again")
-    save_rows(corrected_dataset(rows, issues, "labels"), out)
+    splits["train"] = corrected_dataset(rows, issues, "labels")
+    save_splits(splits, out)
     print(f"{len(issues)} suggestions accepted, {rejected} rejected; {len(set(issues.rows.tolist()))} images changed")
-    print(f"data set of {len(rows)} images: {out}")
+    print(f"data set of {len(rows)} training images: {out}")

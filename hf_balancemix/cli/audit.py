@@ -10,8 +10,8 @@ import sys
 import numpy as np
 from transformers.utils import logging
 
-from hf_balancemix.cli.saved_rows import check_output, check_saved, save_rows
-from hf_balancemix.cli.training_data import add_data_options, load_run, load_training_rows
+from hf_balancemix.cli.saved_rows import check_output, check_saved, save_splits
+from hf_balancemix.cli.training_data import add_data_options, load_run, load_run_splits
 from hf_balancemix.data.images import image_names, read_images
 from hf_balancemix.reports.audit_page import write_page
 from hf_balancemix.reports.corrections import corrected_dataset
@@ -26,7 +26,7 @@ suggestions are accepted or rejected (hf-balancemix apply-review applies what it
 spreadsheet, and label_issues.parquet: row, image, class, given and suggested label, score, and more.
 
 If the training data are there as well (--data_dir, --dataset, --recipe), the page shows the images, they are named by
-their files, and corrected/ is the data set with every suggestion applied, to be trained on with recipes/folder.py
+their files, and corrected/ is the data set with every suggestion applied to the training split, for recipes/folder.py
 --data_dir. What a recipe knows about its run, such as columns, splits and noise, need not be said again."""
 EXAMPLE = """examples:
   hf-balancemix audit runs/folder/balancemix-seed0 --data_dir my_pictures
@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
     corrected = check_saved(out / "corrected", options.data_dir)
     audited = load_run(options.run)
     find_label_issues(audited.state, above=options.above)  # refuses a state before the data are read
-    rows = load_training_rows(options, audited)
+    splits = load_run_splits(options, audited)
+    rows = None if splits is None else splits["train"]
     names = None if rows is None else _without_common_folder(image_names(rows, "image"))
     issues = find_label_issues(audited.state, names, options.above)
     paths = write_issues(issues, out)
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     pictures = None if rows is None else rows.select_columns("image")
     images = None if pictures is None else lambda row: read_images(pictures, "image", [row])[0]
     print(f"page: {write_page(issues, images, out, f'Label issues of {options.run}')}")
-    if rows is None:
+    if splits is None:
         shutil.rmtree(corrected, ignore_errors=True)  # an earlier audit's, of other issues
         print(
             "note: without the training data the page has no pictures, images are named by their rows, and no "
@@ -81,7 +82,8 @@ def run(options: argparse.Namespace) -> None:
         return
     facts = audited.facts
     statuses = label_statuses(audited.state, facts["relabel_threshold"], facts["refinement"])
-    save_rows(corrected_dataset(rows, issues, "labels", statuses=statuses), corrected)
+    splits["train"] = corrected_dataset(splits["train"], issues, "labels", statuses=statuses)
+    save_splits(splits, corrected)
     print(f"corrected data set, all {len(issues)} suggestions applied: {corrected}")
 
 

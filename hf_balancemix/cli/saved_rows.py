@@ -40,18 +40,18 @@ def check_saved(folder: Path, data_dir: str | None) -> Path:
         raise mistake(f"another folder than {str(folder)!r} for the new data set", "the data there", "Choose another")
     if folder.resolve() == Path.cwd():
         raise mistake("another folder than the current one for the new data set", repr(str(folder)), "Name a new one")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "dataset_info.json").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "dataset_dict.json").is_file():
         remedy = "Choose another --out: whatever is in this folder would be lost"
         raise mistake(f"nothing but a saved data set to replace in {str(folder)!r}", "other files", remedy)
     return folder
 
 
-def save_rows(rows: datasets.Dataset, folder: Path) -> None:
+def save_splits(splits: datasets.DatasetDict, folder: Path) -> None:
     """Save a data set with its images; an older one in its place goes when the new one is complete."""
     folder = folder.resolve()  # what a link points to is replaced, not the link
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".saving-") as temporary:
-        complete = Path(temporary) / "rows"
-        rows.save_to_disk(complete)
+        complete = Path(temporary) / "splits"
+        splits.save_to_disk(complete)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(complete, folder)

@@ -97,8 +97,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_training_rows(options: argparse.Namespace, run: AuditedRun | None) -> datasets.Dataset | None:
-    """Read the training split again as the run had it, the noise that it injected included.
+def load_run_splits(options: argparse.Namespace, run: AuditedRun | None) -> datasets.DatasetDict | None:
+    """Read the splits again as the run had them, the noise that it injected into the training split included.
 
     What the options leave open is as in the recipe's run.
 
@@ -107,7 +107,8 @@ def load_training_rows(options: argparse.Namespace, run: AuditedRun | None) -> d
         run: The run; if None, nothing is known but the options.
 
     Returns:
-        The rows, with columns ``image`` and ``labels`` among others; None if nobody says where the data are.
+        ``train`` and, unless the run was trained on all rows, ``test``, with columns ``image`` and ``labels`` among
+        others; None if nobody says where the data are.
 
     Raises:
         ValueError: For options that do not fit, for data that cannot be read, and for others than the run's.
@@ -131,18 +132,19 @@ def load_training_rows(options: argparse.Namespace, run: AuditedRun | None) -> d
     if name == "folder" and run is not None:
         given = {"class_names": list(run.state.class_names)} | given
     splits = RECIPES[name].load(**given)
-    rows = splits["train"]
     if name == "folder" != own and run is not None and sum(map(len, splits.values())) == len(run.state):
-        rows = load_validation(**given, split="train")[1]  # the recipe holds images out for a test, this run did not
-    if settings.get("on_bad_image") == "skip":
-        rows, _ = drop_unreadable(rows, "image")
-    else:
-        check_files(rows, "image", "train")
+        # The recipe holds images out for a test, this run did not.
+        splits = datasets.DatasetDict(train=load_validation(**given, split="train")[1])
+    for split in splits:
+        if settings.get("on_bad_image") == "skip":
+            splits[split], _ = drop_unreadable(splits[split], "image")
+        else:
+            check_files(splits[split], "image", split)
     if run is not None:
         if noise := run.facts.get("noise"):
-            rows = inject_noise(rows, [NoiseSpec(**spec) for spec in noise])
-        _check_same(rows, run)
-    return rows
+            splits["train"] = inject_noise(splits["train"], [NoiseSpec(**spec) for spec in noise])
+        _check_same(splits["train"], run)
+    return splits
 
 
 def _options_of(recipe: str) -> set[str]:

@@ -122,15 +122,18 @@ def test_with_data_in_every_layout(here, kind):
     if kind not in ("parquet", "disk"):  # whose images have no names
         assert [image.rpartition("/")[2] for image in frame["image"]] == ["5.png", "8.png"]
     assert not any(os.path.isabs(image) for image in frame["image"])
-    saved = datasets.load_from_disk("found/corrected")
+    saved = datasets.load_from_disk("found/corrected")["train"]
     assert named_labels(saved) == corrected_rows([(5, 0), (8, 2)])
     assert named_labels(saved, "given_labels") == [set(labels_of_row(row)) for row in range(ROWS)]
     assert saved.features["label_status"].feature.names == ["clean", "relabelled", "ambiguous"]
     statuses = np.array(saved["label_status"])
     assert {(row, k) for row, k in np.argwhere(statuses == 2).tolist()} == set(SUSPICIOUS)  # confidence 0.5
     assert (statuses == 2).sum() + (statuses == 0).sum() == 36
+    untouched = named_labels(load_folder("mine")["test"])
     (here / "mine").rename(here / "moved")
     again = load_folder("found/corrected")  # holds its images
+    assert named_labels(again["test"]) == untouched
+    assert len(untouched) > 0
     pictures = {*(p.convert("RGB").getpixel((0, 0)) for p in again["train"]["image"])}
     assert len(pictures) > 4
 
@@ -149,7 +152,7 @@ def test_the_recipe_of_the_run_says_how_its_data_were_read(here):
     (here / "b" / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     main(["audit", "b", "--data_dir", "other"])
     assert [row["image"].rpartition("/")[2] for row in read_csv("audit/label_issues.csv")] == ["5.png"]
-    saved = datasets.load_from_disk("audit/corrected")
+    saved = datasets.load_from_disk("audit/corrected")["train"]
     noisy[4, 1] ^= 1
     assert np.array_equal(encode_labels(saved, "labels").labels, noisy)
     main(["audit", "b", "--out", "bare"])  # the folder of the data is nowhere written down
@@ -172,7 +175,7 @@ def test_a_folder_takes_the_place_of_the_hub_and_classes_keep_the_order_of_the_r
     own = {"recipe": "folder", "dataset": "user/gone", "dataset_config": "large"}
     (here / "hub" / "settings.json").write_text(json.dumps({"data": own}), encoding="utf-8")
     main(["audit", "hub", "--data_dir", "data"])
-    saved = datasets.load_from_disk("audit/corrected")
+    saved = datasets.load_from_disk("audit/corrected")["train"]
     assert saved.features["labels"].feature.names == names
     assert [{names[k] for k in row} for row in saved["labels"]] == corrected_rows()
 
@@ -186,7 +189,7 @@ def test_digits_are_there_without_being_told(here):
     main(["audit", "d"])
     assert read_csv("audit/label_issues.csv")[0]["image"] == str(noisy[3]["id"])
     main(["audit", "d", "--recipe", "digits", "--overwrite"])
-    assert datasets.load_from_disk("audit/corrected").num_rows == 627
+    assert datasets.load_from_disk("audit/corrected")["train"].num_rows == 627
 
 
 def test_of_a_real_run(here, capsys):
@@ -264,7 +267,7 @@ def test_earlier_results_are_replaced_only_when_asked(here, capsys):
     assert "Choose another --out, or add --overwrite" in fail(capsys, "audit", "run")
     main(["audit", "run", "--data_dir", "data", "--above", "0.85", "--overwrite"])
     assert len(read_csv("audit/label_issues.csv")) == 1
-    assert named_labels(datasets.load_from_disk("audit/corrected")) == corrected_rows([(5, 0)])
+    assert named_labels(datasets.load_from_disk("audit/corrected")["train"]) == corrected_rows([(5, 0)])
     assert {path.name for path in (here / "audit").iterdir()} == WRITTEN | {"corrected"}
     main(["audit", "run", "--overwrite"])  # without data: what was corrected by other issues goes
     assert {path.name for path in (here / "audit").iterdir()} == WRITTEN
@@ -289,11 +292,11 @@ def test_accepted_decisions_are_applied(here, capsys):
     main(["apply-review", "decisions.csv", "--data_dir", "data", "--out", "cleaned"])
     said = capsys.readouterr().out
     assert "2 suggestions accepted, 1 rejected; 2 images changed" in said
-    saved = datasets.load_from_disk("cleaned")
+    saved = datasets.load_from_disk("cleaned")["train"]
     assert named_labels(saved) == corrected_rows([(5, 0), (1, 0)])
     assert named_labels(load_folder("cleaned", test_split=None)["train"])
     main(["apply-review", "decisions.csv", "--data_dir", "data", "--out", "cleaned", "--run", "run", "--overwrite"])
-    assert named_labels(datasets.load_from_disk("cleaned")) == corrected_rows([(5, 0), (1, 0)])
+    assert named_labels(datasets.load_from_disk("cleaned")["train"]) == corrected_rows([(5, 0), (1, 0)])
 
 
 def test_a_review_of_what_audit_wrote(here):
@@ -301,7 +304,7 @@ def test_a_review_of_what_audit_wrote(here):
     frame = pd.read_csv("audit/label_issues.csv")
     frame.assign(decision="accept").to_csv("decisions.csv", index=False)  # with more columns than are needed
     main(["apply-review", "decisions.csv", "--data_dir", "data", "--out", "cleaned"])
-    assert named_labels(datasets.load_from_disk("cleaned")) == corrected_rows()
+    assert named_labels(datasets.load_from_disk("cleaned")["train"]) == corrected_rows()
 
 
 def test_the_current_folder_is_not_replaced(here, capsys, monkeypatch):
@@ -321,7 +324,7 @@ def test_nothing_but_the_named_folder_is_touched(here):
     before = {path.name for path in here.iterdir()}
     for more in ([], ["--overwrite"]):
         main(["apply-review", "decisions.csv", "--data_dir", "data", "--out", "cleaned", *more])
-        assert named_labels(datasets.load_from_disk("disk")) == corrected_rows([(5, 0), (1, 0)])
+        assert named_labels(datasets.load_from_disk("disk")["train"]) == corrected_rows([(5, 0), (1, 0)])
     assert (here / "cleaned").is_symlink()
     assert (here / "cleaned.tmp" / "mine.txt").is_file()
     assert {path.name for path in here.iterdir()} == before
@@ -346,6 +349,6 @@ def test_from_a_run_over_the_page_to_a_cleaned_data_set(here, driver):
     expected = encode_labels(train, "labels").labels
     for row, name in frame[["index", "class"]].to_numpy()[[0, 2, 4]]:
         expected[row, tiny.NAMES.index(name)] ^= 1
-    cleaned = datasets.load_from_disk("cleaned")
+    cleaned = datasets.load_from_disk("cleaned")["train"]
     assert np.array_equal(encode_labels(cleaned, "labels").labels, expected)
     assert cleaned["given_labels"] == train["labels"]
