@@ -62,10 +62,16 @@ class SplitLabels:
         return len(self.positives) > 1 and len(self.per_image) == 2
 
     def chance_map(self) -> float:
-        """Return the mAP, in points, that random scores are expected to reach: the mean of the class frequencies."""
-        counted = np.maximum(self.counted, 1)
-        frequency = np.array(self.positives) / counted
-        return mean_average_precision(np.where(frequency > 0, frequency, np.nan))
+        """Return the mAP, in points, that random scores are expected to reach.
+
+        For n positives among N images the expected AP is (H + (n - 1)(N - H) / (N - 1)) / N, where H is the N-th
+        harmonic number: a rank r holds a positive with probability n / N, and then each of the r - 1 before it does
+        with (n - 1) / (N - 1). It tends to the frequency n / N for many images and is well above it for few positives.
+        """
+        positives, counted = np.array(self.positives), np.maximum(self.counted, 1)
+        harmonic = np.cumsum(1 / np.arange(1, counted.max() + 1))[counted - 1]
+        expected = (harmonic + (positives - 1) * (counted - harmonic) / np.maximum(counted - 1, 1)) / counted
+        return mean_average_precision(np.where(positives > 0, expected, np.nan))
 
     def frequency_loss(self) -> float:
         """Return the loss (Eq. 1) of a model that knows how frequent each class is, and nothing else."""
