@@ -56,8 +56,19 @@ def render_page(checkup: Checkup) -> str:
         group = {int(k): name for name, members in found.items() for k in members}
     order = np.argsort(-np.array(checkup.labels["train"].positives), kind="stable").tolist()
     return environment.from_string(template).render(
-        c=checkup, order=order, group=group, shown=_SHOWN, figures=draw_figures(checkup), ratio=shown_ratio
+        c=checkup,
+        order=order,
+        group=group,
+        shown=_SHOWN,
+        figures=draw_figures(checkup),
+        ratio=shown_ratio,
+        time=shown_time,
     )
+
+
+def shown_time(seconds: float) -> str:
+    """Write a time in seconds, or from two minutes on in minutes."""
+    return f"{seconds / 60:,.1f} min" if seconds >= 120 else f"{seconds:.1f} s"
 
 
 def shown_ratio(number: float) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from hf_balancemix.messages import some
 from hf_balancemix.reports.doctor_checkup import Checkup
 from hf_balancemix.reports.doctor_images import SplitImages
-from hf_balancemix.reports.doctor_page import shown_ratio
+from hf_balancemix.reports.doctor_page import shown_ratio, shown_time
 from hf_balancemix.reports.tables import text_table
 
 _CLASSES = 20
@@ -112,9 +112,9 @@ def _costs(checkup: Checkup) -> str:
         [
             f"loss of the untrained model {checkup.loss:.3f}; at chance, K·ln 2: {checkup.chance_loss:.3f}; knowing "
             f"the class frequencies only: {checkup.labels['train'].frequency_loss():.3f}",
-            f"{cost.steps_per_epoch:,} steps per epoch, batches of {checkup.settings.total_batch_size} pairs",
+            f"steps per epoch: {cost.steps_per_epoch:,}, batches of {checkup.settings.total_batch_size} pairs",
             f"reading an epoch's {cost.reads_per_epoch:,} images by one process at {speed:,.0f} a second: "
-            f"{cost.reading_seconds / 60:,.1f} min, without the model",
+            f"{shown_time(cost.reading_seconds)}, without the model",
             f"label state {cost.state_bytes / 1e6:,.1f} MB; all training images in memory (--cache_images) "
             f"{cost.cache_bytes / 1e6:,.1f} MB",
         ]

@@ -118,7 +118,7 @@ def find_label_issues(state: LabelState, image_ids: Sequence[str] | None = None,
     if posterior is None or confidence is None:
         raise mistake(
             "a label state with posteriors",
-            f"one prepared for epoch {state.prepared_epoch} without",
+            "one without, of another method or of the warm-up",
             "Only BalanceMixTrainer estimates them, unless `refinement` is 'none', and only after `warmup_epochs`: "
             "audit a run of it, or one of its later checkpoints",
         )

@@ -205,7 +205,9 @@ def test_of_a_real_run(here, capsys):
     assert "label state: real/_label_state, after 2 epochs" in capsys.readouterr().out
     main(["audit", "real/checkpoint-4", "--out", "older"])
     assert "label state: real/checkpoint-4, after 1 epochs" in capsys.readouterr().out
-    assert "one prepared for epoch -1 without" in fail(capsys, "audit", "real/checkpoint-2", "--out", "oldest")
+    assert "found one without, of another method or of the warm-up" in fail(
+        capsys, "audit", "real/checkpoint-2", "--out", "oldest"
+    )
     assert not (here / "oldest").exists()
 
 

@@ -72,4 +72,4 @@ def test_all_of_it(script, tmp_path, monkeypatch, capsys):
     assert path.read_bytes() == before
     said = capsys.readouterr().out
     assert "| flip:0.1 |" in said
-    assert "bce loss: 1.00, 1.00" in said
+    assert "bce loss: 1.00\n" in said

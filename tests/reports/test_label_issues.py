@@ -133,7 +133,7 @@ def test_no_issues_are_an_empty_table(tmp_path):
 def test_mistakes():
     bare = small()
     bare.reset()
-    refused(ValueError, ["with posteriors", "prepared for epoch -1", "after `warmup_epochs`"], find_label_issues, bare)
+    refused(ValueError, ["with posteriors", "found one without", "after `warmup_epochs`"], find_label_issues, bare)
     for above in (-0.1, 1, float("nan")):
         refused(ValueError, ["as `above`", repr(above)], find_label_issues, small(), above=above)
     refused(ValueError, ["Expected 3 image_ids", "found 2"], find_label_issues, small(), ["a", "b"])
