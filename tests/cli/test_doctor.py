@@ -56,7 +56,7 @@ def test_a_folder_counted_by_hand(here, capsys):
     assert train["empty"] == [0, 8]
     assert train["class_imbalance"] == 1.5
     assert train["positive_negative_imbalance"] == 1.25
-    # Of 6 images 3, 2 and 2 have the class: H = 2.45, (2.45 + 2 · 3.55 / 5) / 6 = 0.645, (2.45 + 3.55 / 5) / 6 = 0.52667.
+    # Of 6 images 3, 2 and 2 have the class: H = 2.45, (2.45 + 2 · 3.55/5)/6 = 0.645, (2.45 + 3.55/5)/6 = 0.52667.
     assert test["chance_map"] == pytest.approx(100 * (129 / 200 + 2 * 79 / 150) / 3)
     assert [row[:3] for row in found["co_occurrence"]["most"]] == [
         ["cat", "dog", 3],
