@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hf_balancemix.messages import mistake
 
@@ -78,6 +79,14 @@ def new_figure(height: float) -> Figure:
         height: In inches.
     """
     return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def plain_numbers(axis: Any, smallest: float, largest: float) -> None:
+    """Let a logarithmic axis say 200 and not 2 × 10²; within two decades 1, 2, 5, 10, ... have ticks."""
+    if smallest > 0 and largest < 100 * smallest:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}".replace(",", " ")))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def shown(name: str, longest: int = _LONGEST_NAME) -> str:

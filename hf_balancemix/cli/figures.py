@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hf_balancemix.compare.cells import counted_settings, unread_options
+from hf_balancemix.compare.cells import OPTION_DEFAULTS, counted_settings, unread_options
 from hf_balancemix.compare.results import Results, wrong_in_result
 from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.formats import evaluation_labels
@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
             title += f", settings {names.count(name)}"
             name = f"{name}-{names.count(name)}"
         numbers = named_apart([_numbers(entry, folders, data, options.data_dir) for entry in group], counted_settings)
+        print("".join(f"{line}\n" for line in _variants(numbers)), end="")
         if _shared(group[0]["settings"], noise) == _shared(entries[0]["settings"], noise):
             ranked += [run.entry for run in numbers if run.entry["method"] in METHODS]  # no variants
         folder = out / name if len(groups) > 1 else out
@@ -90,6 +91,18 @@ def run(options: argparse.Namespace) -> None:
         print(picture)
     _print_absent(absent)
     print(f"\n{len(written)} figures in {out}, each with its numbers as CSV beside it")
+
+
+def _variants(runs: Sequence[RunNumbers]) -> list[str]:
+    """Say how the settings of each numbered variant differ from those of the runs that keep the method's name."""
+    counted = {run.entry["method"]: counted_settings(run.entry["settings"]) for run in runs}
+    lines = []
+    for name, own in counted.items():
+        plain = counted.get(own["method"], {})
+        changed = [key for key in {**plain, **own} if plain.get(key) != own.get(key) and key != "seed"]
+        if name != own["method"]:
+            lines.append(f"{name}: {', '.join(f'{key} {own.get(key, OPTION_DEFAULTS.get(key))}' for key in changed)}")
+    return lines
 
 
 def _print_absent(absent: Mapping[str, str]) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from hf_balancemix.drawing import COLOURS, MARKERS, missing, new_figure, save, shown, styled
+from hf_balancemix.drawing import COLOURS, MARKERS, missing, new_figure, plain_numbers, save, shown, styled
 from hf_balancemix.metrics import imbalance_ratios
 
 Groups = Mapping[str, Sequence[int] | npt.NDArray[np.intp]]
@@ -181,11 +180,3 @@ def _pearson(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
 
 def _two_digits(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}"
-
-
-def plain_numbers(axis: Any, smallest: float, largest: float) -> None:
-    """Let a logarithmic axis say 200 and not 2 × 10²; within two decades 1, 2, 5, 10, ... have ticks."""
-    if smallest > 0 and largest < 100 * smallest:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}".replace(",", " ")))
-    axis.set_minor_formatter(NullFormatter())

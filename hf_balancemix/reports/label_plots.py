@@ -11,10 +11,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from hf_balancemix.drawing import COLOURS, missing, new_figure, save, shown, styled
+from hf_balancemix.drawing import COLOURS, missing, new_figure, plain_numbers, save, shown, styled
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.method import CLEAN, RELABELLED, MixtureFit, label_posteriors, refine
-from hf_balancemix.reports.class_plots import plain_numbers
 
 _BINS = 30
 _GIVEN = ("given absent", "given present")

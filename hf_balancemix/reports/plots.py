@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hf_balancemix.drawing import COLOURS, STYLES, missing, new_figure, save, shown, styled
+from hf_balancemix.drawing import COLOURS, STYLES, missing, new_figure, plain_numbers, save, shown, styled
 
 _HEADER = ("epoch", "series", "mean", "lowest", "highest", "seeds")
 
@@ -69,6 +69,7 @@ def plot_sampling_over_epochs(runs: Sequence[dict[str, Any]], path: str | os.Pat
     smallest, largest = (curve.rows for curve in (curves[2], curves[0]))
     if max(row[3] for row in largest) > 10 * min(row[2] for row in smallest) > 0:
         axes.set_yscale("log")
+        plain_numbers(axes.yaxis, min(row[2] for row in smallest), max(row[3] for row in largest))
     axes.set(ylabel="sampling probability × N", title=title)
     _finish(figure, axes, path, curves)
 

@@ -88,7 +88,7 @@ def test_other_data_are_noticed(tmp_path, digits, capsys):
     assert "Expected the data that the run was trained on, found others" in capsys.readouterr().err
 
 
-def test_groups_of_runs_have_folders_and_variants_names(tmp_path, digits):
+def test_groups_of_runs_have_folders_and_variants_names(tmp_path, digits, capsys):
     entries = [entry("bce", "x"), entry("bce", "x", noise="flip"), entry("balancemix", "x")]
     entries += [entry("balancemix", "x"), entry("balancemix", "x")]
     entries[-2]["settings"]["refinement"] = "clean"
@@ -101,6 +101,7 @@ def test_groups_of_runs_have_folders_and_variants_names(tmp_path, digits):
     ]
     with (tmp_path / "out/mislabel-0.4/map_over_epochs.csv").open(encoding="utf-8", newline="") as file:
         assert {row["series"] for row in csv.DictReader(file)} == {"bce", "balancemix", "balancemix-2"}
+    assert "\nbalancemix-2: refinement clean\n" in "\n" + capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

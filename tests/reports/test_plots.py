@@ -1,8 +1,10 @@
 import csv
+import re
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import rc_context
 from PIL import Image
 
 from hf_balancemix.drawing import MissingNumbersError
@@ -78,6 +80,15 @@ def test_sampling_shares_and_quality_read_their_numbers(tmp_path):
     }  # fmt: skip
     plot_label_quality([run(epochs=epochs)], path)
     assert [row["mean"] for row in numbers(path)] == ["90", "70", "60"]
+
+
+def test_a_logarithmic_axis_has_plain_numbers(tmp_path):
+    path = tmp_path / "sampling.svg"
+    with rc_context({"svg.fonttype": "none"}):  # text as text
+        plot_sampling_over_epochs([run(epochs=[{"map": 1, "sampling_max": 20.0, "sampling_min": 0.5}] * 2)], path)
+    said = re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text(encoding="utf-8"))
+    assert {"1", "10"} <= set(said)
+    assert not any("$" in text for text in said)
 
 
 @pytest.mark.parametrize(
