@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 from transformers.utils import logging
@@ -71,7 +72,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"label issues: {paths[0]}, {paths[1]}")
     pictures = None if rows is None else rows.select_columns("image")
     images = None if pictures is None else lambda row: read_images(pictures, "image", [row])[0]
-    print(f"page: {write_page(issues, images, out, f'Label issues of {options.run}')}")
+    title = f"Label issues of {Path(options.run).resolve().name}"
+    print(f"page: {write_page(issues, images, out, title)}")
     if splits is None:
         shutil.rmtree(corrected, ignore_errors=True)  # an earlier audit's, of other issues
         print(

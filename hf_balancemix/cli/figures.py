@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> None:
             title += f", settings {names.count(name)}"
             name = f"{name}-{names.count(name)}"
         numbers = named_apart([_numbers(entry, folders, data, options.data_dir) for entry in group], counted_settings)
-        print("".join(f"{line}\n" for line in _variants(numbers)), end="")
+        for line in _variants(numbers):
+            print(f"{title}: {line}")
         if _shared(group[0]["settings"], noise) == _shared(entries[0]["settings"], noise):
             ranked += [run.entry for run in numbers if run.entry["method"] in METHODS]  # no variants
         folder = out / name if len(groups) > 1 else out

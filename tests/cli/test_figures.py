@@ -101,7 +101,7 @@ def test_groups_of_runs_have_folders_and_variants_names(tmp_path, digits, capsys
     ]
     with (tmp_path / "out/mislabel-0.4/map_over_epochs.csv").open(encoding="utf-8", newline="") as file:
         assert {row["series"] for row in csv.DictReader(file)} == {"bce", "balancemix", "balancemix-2"}
-    assert "\nbalancemix-2: refinement clean\n" in "\n" + capsys.readouterr().out
+    assert "mislabel 40%: balancemix-2: refinement clean\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
