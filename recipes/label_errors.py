@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
-from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
 from datasets import Dataset, DatasetDict
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
@@ -41,6 +39,12 @@ from hf_balancemix.reports.corrections import corrected_dataset
 from hf_balancemix.reports.label_issues import LabelIssues, find_label_issues
 from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.multilabel import MultiLabelTrainer
+
+try:
+    from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
+    from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
+except ImportError:
+    raise SystemExit("error: Expected cleanlab, found none. Install it with `pip install cleanlab`.") from None
 
 NOISES = ("mislabel:0.2", "mislabel:0.4", "flip:0.1", "single_positive")
 OPTIONS = ("--use_cpu", "--save_strategy", "no")
