@@ -1,7 +1,10 @@
 """The method of the paper as pure tensor code, to be read beside it: Eq. 2–10."""
 
+from hf_balancemix.method.histogram import loss_histogram, loss_range
 from hf_balancemix.method.mixing import draw_lambda, fold_lambda, mix
-from hf_balancemix.method.mixture import MixtureFit, gaussian_posterior, label_posteriors
+from hf_balancemix.method.mixture import MixtureFit, label_posteriors
+from hf_balancemix.method.mixture_fit import fit_mixtures
+from hf_balancemix.method.mixture_posterior import Mixtures, gaussian_posterior, mixture_posteriors
 from hf_balancemix.method.refinement import (
     AMBIGUOUS,
     CLEAN,
@@ -47,6 +50,7 @@ __all__ = [
     "SELECTED_ABOVE",
     "TRANSITION_CHOICES",
     "MixtureFit",
+    "Mixtures",
     "Refinement",
     "TransitionFit",
     "class_confidence",
@@ -57,13 +61,17 @@ __all__ = [
     "empirical_transition",
     "estimate_transition",
     "exchange",
+    "fit_mixtures",
     "fold_lambda",
     "gaussian_posterior",
     "instance_posteriors",
     "instance_score",
     "label_posteriors",
+    "loss_histogram",
+    "loss_range",
     "mean_probability_logits",
     "mix",
+    "mixture_posteriors",
     "normalised_losses",
     "pair_counts",
     "refine",

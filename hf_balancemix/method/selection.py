@@ -27,7 +27,7 @@ def instance_posteriors(losses: Tensor, *, min_fit: int = 4, monotone: bool = Fa
         monotone: A larger loss never looks cleaner.
 
     Returns:
-        (N, M) float64.
+        (N, M) float32, float64 if the losses are.
 
     Raises:
         ValueError: `losses` is not (N, M) with N ≥ 1, or a loss is NaN or −inf.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_balancemix.method.mixture import MIN_RANGE
+from hf_balancemix.method.histogram import MIN_RANGE
 
 TRANSITION_CHOICES = ("medoid", "residual")
 """How one of the candidate matrices of a class is chosen: the paper's rule and its code's."""

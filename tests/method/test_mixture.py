@@ -9,7 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from hf_balancemix.method import gaussian_posterior, label_posteriors, mixture
+from hf_balancemix.method import gaussian_posterior, histogram, label_posteriors, mixture, mixture_fit
 
 INF = float("inf")
 
@@ -151,25 +151,38 @@ def test_classes_and_rows_may_come_in_any_order_and_chunk(monkeypatch):
     whole = label_posteriors(losses, labels)
     rows = torch.randperm(len(losses), generator=torch.Generator().manual_seed(1))
     moved = label_posteriors(losses[rows], labels[rows])
-    torch.testing.assert_close(moved.posterior, whole.posterior[rows], atol=1e-9, rtol=0)
+    assert torch.equal(moved.means, whole.means)  # sums are of integers: no order of summation
+    torch.testing.assert_close(moved.posterior, whole.posterior[rows], atol=1e-12, rtol=0)
     classes = torch.randperm(losses.shape[1], generator=torch.Generator().manual_seed(2))
     moved = label_posteriors(losses[:, classes], labels[:, classes])
     torch.testing.assert_close(moved.posterior, whole.posterior[:, classes], atol=1e-9, rtol=0)
     torch.testing.assert_close(moved.means, whole.means[:, classes], atol=1e-9, rtol=0)
-    for width in (1, 4):
-        monkeypatch.setattr(mixture, "CHUNK_ENTRIES", width * len(losses))
+    for entries, sets, together in ((1, 1, 1), (100, 3, 4), (2**20, 50, 25)):
+        monkeypatch.setattr(histogram, "CHUNK_ENTRIES", entries)
+        monkeypatch.setattr(mixture_fit, "SETS_TOGETHER", sets)
+        monkeypatch.setattr(mixture, "CLASSES_TOGETHER", together)
         assert_equal_fits(label_posteriors(losses, labels), whole, atol=1e-9)
 
 
 @pytest.mark.parametrize("label_dtype", [torch.bool, torch.uint8, torch.float32])
 def test_dtypes_of_the_inputs(label_dtype):
     losses, labels = random_table(num_labels=4)
-    losses = losses.float()
-    fit = label_posteriors(losses, labels.to(label_dtype))
-    assert_equal_fits(fit, label_posteriors(losses.double(), labels))
-    assert fit.posterior.dtype == fit.means.dtype == torch.float64
-    assert fit.posterior.shape == losses.shape
-    assert fit.means.shape == (2, 4, 2)
+    exact = label_posteriors(losses, labels.to(label_dtype))
+    assert_equal_fits(exact, label_posteriors(losses, labels), atol=0)
+    assert exact.posterior.dtype == exact.means.dtype == exact.low.dtype == torch.float64
+    assert exact.means.shape == (2, 4, 2)
+    fit = label_posteriors(losses.float(), labels.to(label_dtype))
+    assert fit.posterior.dtype == torch.float32
+    assert fit.means.dtype == fit.low.dtype == torch.float64
+    torch.testing.assert_close(fit.posterior.double(), exact.posterior, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fit.means, exact.means, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_with_in_float32(dtype):
+    losses, labels = random_table(num_labels=8)
+    losses[0, 0], losses = INF, losses.to(dtype)
+    assert_equal_fits(label_posteriors(losses, labels), label_posteriors(losses.float(), labels), atol=0)
 
 
 def wide_small_mode(n=400):
@@ -185,18 +198,21 @@ LOWEST_FIRST = column([0.0, 0.38, 0.424, 0.44, *[0.577] * 11, 0.601, 0.705, 0.71
 
 
 def assert_running_minimum(losses, labels, label, k):
-    """Compare with sorting the members; return whether their literal posterior rises above the small mean."""
+    """Compare with the running minimum over a fine grid; return whether the literal posterior rises."""
     literal, monotone = (label_posteriors(losses, labels, monotone=value) for value in (False, True))
     assert torch.equal(literal.non_monotone, monotone.non_monotone)
     assert torch.equal(literal.means, monotone.means)
-    rows = (labels[:, k] == label).nonzero()[:, 0]
-    rows = rows[losses[rows, k].argsort()]
+    small_mean = float(literal.means[label, k, 0])
+    grid = torch.linspace(small_mean, 1, 50_001, dtype=torch.float64)
+    parameters = (table[label, k] for table in (literal.means, literal.variances, literal.weights))
+    literal_grid = gaussian_posterior(grid, *parameters)
+    running = literal_grid.cummin(0).values
+    rows = labels[:, k] == label
     value = (losses[rows, k] - literal.low[label, k]) / (literal.high - literal.low)[label, k]
-    above = value >= literal.means[label, k, 0]
-    expected = torch.ones_like(value)
-    expected[above] = literal.posterior[rows, k][above].cummin(0).values
-    torch.testing.assert_close(monotone.posterior[rows, k], expected, atol=1e-12, rtol=0)
-    rises = bool((literal.posterior[rows, k][above].diff() > 1e-6).any())
+    expected = torch.where(value < small_mean, 1.0, tensor(np.interp(value, grid, running)))
+    torch.testing.assert_close(monotone.posterior[rows, k], expected, atol=1e-6, rtol=0)
+    assert (monotone.posterior[rows, k][value.argsort()].diff() <= 1e-12).all()
+    rises = bool(literal_grid[-1] > running[-1] + 1e-6)
     assert bool(literal.non_monotone[label, k]) == rises
     return rises
 
@@ -211,6 +227,10 @@ def test_monotone_is_the_running_minimum_above_the_small_mean():
     assert fit.fitted[0, 0]
     assert fit.posterior[0, 0] < fit.posterior[4:, 0].min()
     assert_running_minimum(LOWEST_FIRST, torch.zeros_like(LOWEST_FIRST), 0, 0)
+    losses, labels = random_table(num_labels=5)
+    for label in (0, 1):
+        for k in range(5):
+            assert_running_minimum(losses, labels, label, k)
 
 
 def test_collapsed_modes_count_as_monotone():
@@ -309,6 +329,8 @@ def test_trusted_positives_are_clean_and_negatives_are_not_touched():
         ([0.0] + [0.5] * 1000 + [1.0], [0] * 1002, [False, False]),  # both modes on one point
         ([7.0], [1], [False, False]),  # one instance
         ([7.0, INF], [1, 1], [False, False]),
+        ([0.1, 0.2, 2.0, 2.1, INF, INF], [0, 0, 0, 0, 1, 1], [True, False]),  # all positives infinite
+        ([INF] * 5, [0] * 5, [False, False]),
     ],
 )
 def test_degenerate_sets_are_clean_as_a_whole(losses, labels, fitted):
