@@ -28,7 +28,6 @@ from hf_balancemix.reports.doctor import (
     describe_split,
     find_pairs,
     minority_pull,
-    state_bytes,
 )
 from hf_balancemix.reports.doctor_checkup import Checkup, Estimate
 from hf_balancemix.reports.doctor_images import (
@@ -43,6 +42,7 @@ from hf_balancemix.reports.doctor_images import (
 from hf_balancemix.reports.doctor_page import PAGE, check_folder, write_doctor
 from hf_balancemix.reports.doctor_text import shown_text
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.refresh import state_bytes
 
 DESCRIPTION = """\
 Look at a data set before training: labels, images, duplicates, what the model sees, time and memory, and advice.

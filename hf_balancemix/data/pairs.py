@@ -22,6 +22,7 @@ from hf_balancemix.method import draw, draw_lambda
 Item = tuple[tuple[int, ...], int, int]
 # The views of a pair draw from (token, member, view). NumPy pads seeds with zeros, so λ needs a member of its own.
 _LAMBDA_STREAM = 9
+_CHUNK_ITEMS = 2**16
 
 
 class PairSampler(Sampler[Item]):
@@ -76,12 +77,14 @@ class PairSampler(Sampler[Item]):
             if probability is None:
                 probability = torch.full((self.num_rows,), 1.0 / self.num_rows, dtype=torch.float64)
             halves.append(draw(probability, self.num_rows, generator))
-        tokens = torch.randint(2**62, (len(self),), generator=generator)
         views = self.views()
-        pairs = torch.stack(halves, dim=1)
-        pairs = pairs if self.rows is None else self.rows[pairs]
-        for members, token in zip(pairs.tolist(), tokens.tolist(), strict=True):
-            yield tuple(members), token, views
+        # Lists of a whole epoch would take ten times its memory; the same tokens come in parts of any size.
+        for parts in zip(*(half.split(_CHUNK_ITEMS) for half in halves), strict=True):
+            tokens = torch.randint(2**62, (len(parts[0]),), generator=generator)
+            pairs = torch.stack(parts, dim=1)
+            pairs = pairs if self.rows is None else self.rows[pairs]
+            for members, token in zip(pairs.tolist(), tokens.tolist(), strict=True):
+                yield tuple(members), token, views
 
 
 def stream_seed(seed: int, epoch: int) -> int:

@@ -4,6 +4,8 @@ A class on which the model is unsure is a minority class in the sense of the pap
 measures that per class, Eq. 3 adds it up per instance, Eq. 4 turns it into the probability of being drawn.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,10 @@ MINORITY_SCORES = ("eq3", "mean_positive")
 SCORE_FLOOR = 1e-6
 """Smallest score `sampling_probability` works with, as a fraction of the largest score."""
 
-# Labels become float64 this many entries at a time (32 MiB), so that the whole (N, K) table never does.
+# Tables are read so many entries at a time, and so many draws are made at once.
 _CHUNK_ENTRIES = 2**22
+# PyTorch adds up so many values or fewer in one thread.
+_SERIAL_SUM = 2**15
 
 
 def class_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,12 +40,15 @@ def class_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"probs and labels must have the same shape, got {tuple(probs.shape)} and {tuple(labels.shape)}."
         )
-    positive = labels != 0
-    zero = probs.new_zeros(())
-    presence_sum = torch.where(positive, probs, zero).sum(dim=0, dtype=torch.float64)
+    presence_sum = torch.zeros(labels.shape[1], dtype=torch.float64, device=labels.device)
+    overall_sum, positives = torch.zeros_like(presence_sum), torch.zeros_like(presence_sum)
+    for part in probs.split(_height(probs)):  # a sum in float64 copies what it sums
+        overall_sum += part.sum(dim=0, dtype=torch.float64)
+    for rows, classes in _positives(labels):
+        presence_sum.index_add_(0, classes, probs[rows, classes].double())
+        positives += torch.bincount(classes, minlength=len(positives))
     # Summing p and subtracting at the end keeps the float64 sum exact; 1 - p would already be rounded in float32.
-    presence_sum_of_negatives = torch.where(positive, zero, probs).sum(dim=0, dtype=torch.float64)
-    positives = positive.sum(dim=0).double()
+    presence_sum_of_negatives = overall_sum - presence_sum
     negatives = len(labels) - positives
     presence = presence_sum / positives.clamp(min=1)
     absence = (negatives - presence_sum_of_negatives) / negatives.clamp(min=1)
@@ -74,13 +81,21 @@ def instance_score(labels: Tensor, presence: Tensor, absence: Tensor, minority_s
     if minority_score not in MINORITY_SCORES:
         raise ValueError(f"minority_score must be one of {', '.join(MINORITY_SCORES)}; got {minority_score!r}.")
     presence, absence = presence.double(), absence.double()
-    if minority_score == "eq3":
-        return absence.sum() + _rows_times(labels, presence - absence)
-    positives = (labels != 0).sum(dim=1)
-    mean = _rows_times(labels, presence) / positives.clamp(min=1)
-    has_positive = positives > 0
+    literal = minority_score == "eq3"
+    # Σ A(k) over all classes is common to all; each positive replaces its A(k) by P(k).
+    gain = presence - absence if literal else presence
+    score = (absence.sum() if literal else absence.new_zeros(())).repeat(len(labels))
+    count = torch.zeros_like(score)
+    for rows, classes in _positives(labels):
+        score.index_add_(0, rows, gain[classes])
+        if not literal:
+            count.index_add_(0, rows, torch.ones_like(rows, dtype=count.dtype))
+    if literal:
+        return score
+    has_positive = count > 0
     if not has_positive.any():
-        return torch.ones_like(mean)
+        return torch.ones_like(score)
+    mean = score / count.clamp(min=1)
     return torch.where(has_positive, mean, mean[has_positive].max())
 
 
@@ -107,9 +122,10 @@ def sampling_probability(score: Tensor) -> Tensor:
         )
     largest = score.max()
     # Dividing by the largest score first keeps 1 / score finite for scores of any size.
-    relative = torch.where(largest > 0, score / largest, 1.0).clamp(min=SCORE_FLOOR)
-    weight = 1 / relative
-    return weight / weight.sum()
+    relative = score / largest if largest > 0 else torch.ones_like(score)
+    weight = relative.clamp_(min=SCORE_FLOOR).reciprocal_()
+    # A sum over parts does not depend on the number of threads, as that of many values may.
+    return weight.div_(torch.stack([part.sum() for part in weight.split(_SERIAL_SUM)]).sum())
 
 
 def total_variation(probability: Tensor) -> float:
@@ -129,7 +145,9 @@ def draw(probability: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw instances with replacement by the inverse of the cumulative distribution.
 
     Unlike `torch.multinomial` there is no limit of 2^24 instances, and the same generator gives the same indices
-    whatever the device of `probability`.
+    whatever the device of `probability` and the number of threads. The sums are float64 and taken once, in O(N); each
+    draw is a search in O(log N). An instance's share of the interval is off by at most 2^-53 of the whole: by 1e-8 of
+    its own probability with 10^8 instances of about the same. Needs 16 bytes per instance and 8 per draw.
 
     Args:
         probability: (N,) probabilities of `sampling_probability`, not negative; they need not sum to exactly 1.
@@ -152,15 +170,23 @@ def draw(probability: Tensor, count: int, generator: torch.Generator) -> Tensor:
         )
     cumulative = weight.cumsum(dim=0)
     total = cumulative[-1:]
-    uniform = torch.rand(count, dtype=torch.float64, generator=generator, device=generator.device).cpu()
-    # The first index whose sum exceeds the target has a probability above 0, because the sum grew there.
-    index = torch.searchsorted(cumulative, uniform * total, right=True)
     # A product that rounds up to the total itself would fall behind the last index that can be drawn.
     last = int(torch.searchsorted(cumulative, total))
-    return index.clamp(max=last).to(probability.device)
+    index = torch.empty(count, dtype=torch.int64)
+    # The numbers of the generator, and hence the draws, are the same in parts of any size.
+    for part in index.split(_CHUNK_ENTRIES):
+        uniform = torch.rand(len(part), dtype=torch.float64, generator=generator, device=generator.device).cpu()
+        # The first index whose sum exceeds the target has a probability above 0, because the sum grew there.
+        part.copy_(torch.searchsorted(cumulative, uniform * total, right=True).clamp_(max=last))
+    return index.to(probability.device)
 
 
-def _rows_times(labels: Tensor, values: Tensor) -> Tensor:
-    """(N, K) labels times (K,) float64 values, (N,) float64, a few rows at a time."""
-    rows = max(1, _CHUNK_ENTRIES // max(1, labels.shape[1]))
-    return torch.cat([part.double() @ values for part in torch.split(labels, rows)])
+def _height(table: Tensor) -> int:
+    return max(1, _CHUNK_ENTRIES // max(1, table.shape[1]))
+
+
+def _positives(labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and classes of the labels that are not 0, a few rows at a time."""
+    for start in range(0, len(labels), _height(labels)):
+        rows, classes = labels[start : start + _height(labels)].nonzero(as_tuple=True)
+        yield rows + start, classes

@@ -43,6 +43,14 @@ def refresh_text(logs: Mapping[str, float]) -> str:
     return ", ".join([*found, f"refresh {logs['refresh_seconds']:.1f} s"]) if found else ""
 
 
+def memory_text(num_rows: int, num_labels: int, held: int, refresh: int) -> str:
+    """Return a line on the bytes that the statistics of a data set take, and those that a refresh of them adds."""
+    return (
+        f"statistics of {num_rows:,} images x {num_labels:,} classes take {held / 1e6:,.1f} MB of memory, and about "
+        f"{refresh / 1e6:,.1f} MB more during a refresh"
+    )
+
+
 class Progress(TrainerCallback):
     """A bar of optimiser steps with the last test mAP, one per evaluation, and a line about every tenth of the run.
 

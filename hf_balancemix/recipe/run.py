@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from hf_balancemix.build import build_model
@@ -22,17 +24,19 @@ from hf_balancemix.predict import load_checkpoint
 from hf_balancemix.recipe.cards import describe_run
 from hf_balancemix.recipe.job import Job
 from hf_balancemix.recipe.options import Plan, check_settings, noise_spec
-from hf_balancemix.recipe.progress import Progress, Stopwatch
+from hf_balancemix.recipe.progress import Progress, Stopwatch, memory_text
 from hf_balancemix.recipe.reporters import close_entry, entry_name
 from hf_balancemix.report import MultiLabelReport, multilabel_report
 from hf_balancemix.reports.predictions import ScoreWriter
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.card_facts import hardware, package_versions
 from hf_balancemix.training.checkpoints import complete_checkpoints, load_weights
 from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from hf_balancemix.training.network_pair import SECOND_NETWORK, NetworkPair, second_seed
+from hf_balancemix.training.refresh import predicted_bytes
 
 _PREDICT_ROWS = 1000
 
@@ -99,6 +103,10 @@ def train(job: Job, plan: Plan, progress: TrainerCallback | None = None) -> tupl
     )
     describe_run(trainer, job, plan)
     _show_progress(trainer, progress or Progress(plan.label))
+    if progress is None and isinstance(trainer, BalanceMixTrainer) and trainer.is_world_process_zero():
+        shape = len(training_split), len(job.class_names)
+        if any(predicted := predicted_bytes(args, *shape)):
+            tqdm.write(f"{plan.label}: {memory_text(*shape, *predicted)}", file=sys.stderr)
     stopwatch = Stopwatch(plan.folder)
     trainer.add_callback(stopwatch)
     resumable = bool(options.resume and complete_checkpoints(plan.folder))

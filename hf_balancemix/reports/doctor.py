@@ -187,15 +187,6 @@ def minority_pull(labels: npt.NDArray[np.int8]) -> dict[str, float]:
     return pull
 
 
-def state_bytes(num_images: int, num_labels: int) -> int:
-    """Return the bytes of the label state in memory after a refresh of BalanceMix.
-
-    Labels take one byte each; predictions, posteriors and confidences four; the sampling probability of an image
-    eight, the two confidences of a class sixteen.
-    """
-    return num_images * num_labels * (1 + 3 * 4) + 8 * num_images + 16 * num_labels
-
-
 def advise(train: SplitLabels, test: SplitLabels, pull: dict[str, float], own: Settings) -> list[str]:
     """Say what the labels mean for the settings, a sentence or two each.
 

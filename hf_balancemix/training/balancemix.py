@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,14 +84,16 @@ class BalanceMixTrainer(MultiLabelTrainer):
         needed = refines or (epoch > 0 and args.second_sampler == "minority")
         if state is None or state.prepared_epoch == epoch or not needed:
             return
-        start, before = time.perf_counter(), replace(state)  # a refresh makes new tensors, so the copy keeps the old
+        start, before = time.perf_counter(), copy.copy(state)  # a refresh makes new tensors: the copy keeps the old
         augmented = 2 if refines and args.needs_views and (final or args.relabel_views != "step") else 0
         clean = not (augmented and args.relabel_views == "reuse")
         logits = predict_views(self, clean, augmented, epoch)  # (N, clean + augmented, K)
         non_monotone = 0
         if self.is_world_process_zero():
             base = logits[:, :1] if clean else logits
-            non_monotone = self._update_statistics(base, logits[:, -2:] if augmented else None, refines)
+            non_monotone = self._update_statistics(base, logits[:, -2:] if augmented else None, refines, final)
+            del base
+        del logits  # the tables of the diagnostics take as much
         broadcast_statistics(state, self.args)
         state.prepared_epoch = epoch
         seconds = time.perf_counter() - start
@@ -110,7 +112,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
                 logger.warning(message)
             self._warned |= found.keys()
 
-    def _update_statistics(self, base: torch.Tensor, views: torch.Tensor | None, refines: bool) -> int:
+    def _update_statistics(self, base: torch.Tensor, views: torch.Tensor | None, refines: bool, final: bool) -> int:
         """Turn logits (N, V, K) of the pass into the statistics of ``label_state``.
 
         Returns:
@@ -118,28 +120,31 @@ class BalanceMixTrainer(MultiLabelTrainer):
         """
         state, args = self.label_state, self.args
         assert state is not None
-        state.probs = base.sigmoid().mean(dim=1)
-        presence, absence = class_confidence(state.probs, state.labels)
+        labels, probs = state.labels, base.sigmoid().mean(dim=1)
+        presence, absence = class_confidence(probs, labels)
         state.class_confidence = torch.stack([absence, presence])
         if args.second_sampler == "minority":
-            score = instance_score(state.labels, presence, absence, args.minority_score)
+            score = instance_score(labels, presence, absence, args.minority_score)
             state.sampling_probability = sampling_probability(score)
+        # Nothing reads them between refreshes; an audit takes them where there is no confidence, figures at the end.
+        state.probs = probs if final or (refines and views is None) else None
+        del probs
         non_monotone = 0
         if refines:
-            losses = torch.stack([label_losses(view, state.labels) for view in base.unbind(dim=1)]).mean(dim=0)
+            losses = torch.stack([label_losses(view, labels) for view in base.unbind(dim=1)]).mean(dim=0)
             fit = label_posteriors(
                 losses,
-                state.labels,
+                labels,
                 min_fit=args.min_fit,
                 monotone=args.monotone_posterior,
                 trust_positives=args.trust_positives,
                 separation=args.mixture_separation,
                 disagreement=args.mixture_disagreement,
             )
-            state.add_posterior(fit.posterior.float())
+            state.add_posterior(fit.posterior)
             non_monotone = int(fit.non_monotone.sum())
         if views is not None:
-            state.confidence = view_confidence(*views.unbind(dim=1))
+            state.set_confidence(view_confidence(*views.unbind(dim=1)), args.relabel_threshold)
         return non_monotone
 
     def _refines_now(self) -> bool:
@@ -184,17 +189,16 @@ class BalanceMixTrainer(MultiLabelTrainer):
         state, device = self.label_state, views.device
         assert state is not None
         rows = index.cpu()
-        labels = state.labels[rows].to(device).float()
+        labels = state.labels_of(rows).to(device).float()
         if not self._refines_now():
             return refine(labels, labels, None, self.args.relabel_threshold, "none")
-        assert state.posterior is not None
-        confidence = None
+        posterior = state.probabilities_of("posterior", rows)
+        assert posterior is not None
         if views.shape[1] == 2:
-            confidence = self._predict_two_views(model, views)
-        elif state.confidence is not None:
-            confidence = state.confidence[rows].to(device)
-        posterior = state.posterior[rows].to(device)
-        return refine(labels, posterior, confidence, self.args.relabel_threshold, self.args.refinement)
+            confidence: torch.Tensor | None = self._predict_two_views(model, views)
+        elif (confidence := state.probabilities_of("confidence", rows)) is not None:
+            confidence = confidence.to(device)
+        return refine(labels, posterior.to(device), confidence, self.args.relabel_threshold, self.args.refinement)
 
     @torch.no_grad()
     def _predict_two_views(self, model: Any, views: torch.Tensor) -> torch.Tensor:

@@ -285,7 +285,7 @@ class MultiLabelTrainer(ResumableTrainer):
     def _given_labels(self, index: torch.Tensor) -> torch.Tensor:
         """Return the labels (..., K) float32 of rows (...), on the CPU."""
         assert self.label_state is not None
-        return self.label_state.labels[index.cpu()].float()
+        return self.label_state.labels_of(index.cpu()).float()
 
     def _entry_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the (B, K) losses of the method."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from hf_balancemix.data import pairs
 from hf_balancemix.data.pairs import EvalDataset, ImageRows, PairDataset, PairSampler, ViewDataset, as_batch
 from hf_balancemix.data.transforms import ImageTransform
 from hf_balancemix.method import draw_lambda
@@ -33,6 +34,19 @@ def test_one_epoch_is_a_permutation_and_depends_on_seed_and_epoch_only():
     assert list(sampler) != first
     assert list(PairSampler(N, 8, lambda: 0, "random")) != first
     assert len({token for _, token, _ in first}) == N
+
+
+def test_the_stream_is_that_of_whole_tensors_however_it_is_cut(monkeypatch):
+    """A checkpoint in mid-epoch knows how far its stream went: the stream must never change."""
+    g = torch.Generator().manual_seed((7 << 20) + 2)
+    first, uniform = torch.randperm(N, generator=g), torch.rand(N, generator=g, dtype=torch.float64)
+    second, tokens = (uniform * N).long(), torch.randint(2**62, (N,), generator=g)
+    for chunk in (1, 7, 2**16):
+        monkeypatch.setattr(pairs, "_CHUNK_ITEMS", chunk)
+        found = list(PairSampler(N, 7, lambda: 2, lambda: None))
+        assert [members[0] for members, _, _ in found] == first.tolist()
+        assert [members[1] for members, _, _ in found] == second.tolist()
+        assert [token for _, token, _ in found] == tokens.tolist()
 
 
 def test_the_global_generator_is_left_alone():

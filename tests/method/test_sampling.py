@@ -170,9 +170,57 @@ def test_draw_stays_on_possible_indices_at_the_ends(monkeypatch, uniform, sum_of
 
 
 def test_draw_beyond_the_limit_of_multinomial():
-    p = torch.zeros(2**24 + 5)
-    p[-2] = 1
-    assert draw(p, 2, torch.Generator()).tolist() == [2**24 + 3] * 2
+    n = 2**24 + 2**22  # of which the last fifth, beyond 2^24, gets half of the mass
+    p = torch.ones(n, dtype=torch.float64)
+    p[2**24 :] = 4
+    p[2**24 : 2**24 + 1000], p[-1000:] = 0, 0
+    index = draw(p, 100_000, torch.Generator().manual_seed(0))
+    assert (p[index] > 0).all()
+    expected = torch.stack([part.sum() for part in p.split(2**20)]) / p.sum() * len(index)
+    observed = (index >> 20).bincount(minlength=20).double()
+    assert ((observed - expected) ** 2 / expected).sum() < 43.8  # 99.9% point of chi-square with 19 degrees of freedom
+    far = 2**24 + 1000
+    p.zero_()[far], p[-2] = 1, 3
+    index = draw(p, 4000, torch.Generator().manual_seed(0))
+    assert set(index.tolist()) == {far, n - 2}
+    assert abs((index == far).double().mean() - 0.25) < 4 * (0.1875 / 4000) ** 0.5
+
+
+def test_threads_and_chunks_change_no_draw(monkeypatch):
+    score = torch.rand(200_003, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + 0.01
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count, entries in [(1, 2**22), (2, 2**22), (3, 1000), (4, 77_777)]:
+            torch.set_num_threads(count)
+            monkeypatch.setattr(sampling, "_CHUNK_ENTRIES", entries)
+            p = sampling_probability(score)
+            results.append((p, draw(p, 200_003, torch.Generator().manual_seed(1))))
+    finally:
+        torch.set_num_threads(threads)
+    for p, index in results[1:]:
+        assert torch.equal(p, results[0][0])
+        assert torch.equal(index, results[0][1])
+    assert not torch.equal(results[0][1], results[0][1].sort().values)
+
+
+def test_tiny_probabilities_are_drawn_as_often_as_they_should():
+    # Beside large ones, and each less than float32 could add to their sum: they have half of the mass together.
+    p = torch.cat([torch.full((10,), 0.05), torch.full((10**6,), 0.5e-6)]).double()
+    index = draw(p, 100_000, torch.Generator().manual_seed(2))
+    assert abs((index >= 10).double().mean() - 0.5) < 4 * (0.25 / 1e5) ** 0.5
+    assert (index[index >= 10] - 10).double().mean() == pytest.approx(5e5, rel=0.01)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 1.0])
+def test_sparse_scores_are_the_dense_formula(density):
+    g = torch.Generator().manual_seed(4)
+    labels = (torch.rand(500, 13, generator=g) < density).to(torch.uint8)
+    presence, absence = torch.rand(2, 13, generator=g, dtype=torch.float64)
+    y = labels.double()
+    close(instance_score(labels, presence, absence), (y * presence + (1 - y) * absence).sum(dim=1), atol=1e-12)
+    own = (y * presence).sum(dim=1) / y.sum(dim=1)
+    expected = own.nan_to_num(nan=float(own[~own.isnan()].max())) if density else torch.ones(500)
+    close(instance_score(labels, presence, absence, "mean_positive"), expected.double(), atol=1e-12)
 
 
 @pytest.mark.parametrize("p", [[0.0, 0.0], [-0.1, 1.1], [float("nan"), 1.0], [float("inf"), 1.0], [[0.5, 0.5]], []])

@@ -13,8 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from hf_balancemix.build import build_model
 from hf_balancemix.data.transforms import ImageTransform
-from hf_balancemix.label_state import LabelState
-from hf_balancemix.reports.doctor import Settings, advise, co_occurrence, describe_split, find_pairs, state_bytes
+from hf_balancemix.reports.doctor import Settings, advise, co_occurrence, describe_split, find_pairs
 from hf_balancemix.reports.doctor_images import (
     advise_images,
     find_duplicates,
@@ -81,18 +80,6 @@ def test_pairs_that_are_together_and_never_are():
     assert found.most == [("bee", "ant", 10, 2.0)]  # 10 · 20 / 40 = 5 were to be expected
     assert found.never == [("bee", "cat", 0, 10.0), ("cat", "ant", 0, 5.0)]
     assert found.num_never == 2
-
-
-def test_memory_of_the_label_state():
-    n, k = 7, 3
-    table = torch.zeros(n, k)
-    state = LabelState(
-        torch.zeros(n, k, dtype=torch.uint8), NAMES[:k], 0, table, torch.zeros(2, k, dtype=torch.double)
-    )
-    state.posterior, state.confidence, state.sampling_probability = table, table, torch.zeros(n, dtype=torch.double)
-    state.check_shapes()
-    tensors = [state.labels, *state.statistics().values()]
-    assert state_bytes(n, k) == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def advice(labels, own=OWN, pull=PULL, test=LABELS):

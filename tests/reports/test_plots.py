@@ -162,14 +162,15 @@ def a_state():
     labels[30:, 0] = 1
     probs = torch.full((40, 2), 0.02) + torch.linspace(0, 0.01, 40)[:, None]
     probs[20:, 0] += 0.9
-    state = LabelState(labels, (HOSTILE[0], HOSTILE[2]), probs=probs, posterior=torch.ones(40, 2))
-    state.posterior[20:30, 0], state.confidence = 0.1, probs.clone()
-    state.posterior[25, 0] = 0.05
-    state.confidence[20:24, 0] = 0.5  # not sure: ambiguous
-    state.posterior[35, 0], state.confidence[35, 0] = 0.3, 0.01  # a wrong positive
-    state.posterior[5, 1] = 0.2  # confident that it is right: re-labelled to what it was
-    state.confidence[5, 1] = 0.001
-    return state
+    posterior, confidence = torch.ones(40, 2), probs.clone()
+    posterior[20:30, 0] = 0.1
+    confidence[24:30, 0] = 0.92 + torch.arange(6) / 200
+    posterior[25, 0] = 0.05
+    confidence[20:24, 0] = 0.5  # not sure: ambiguous
+    posterior[35, 0], confidence[35, 0] = 0.3, 0.01  # a wrong positive
+    posterior[5, 1] = 0.2  # confident that it is right: re-labelled to what it was
+    confidence[5, 1] = 0.001
+    return LabelState(labels, (HOSTILE[0], HOSTILE[2]), probs=probs, posterior=posterior, confidence=confidence)
 
 
 def test_loss_histograms_count_every_label(tmp_path):
