@@ -26,7 +26,8 @@ class Estimate:
         device: On which the model was measured, with small batches; a GPU is faster with large ones.
         model_seconds: Of the model in an epoch: a mixed image of each pair forward and backward, two views of every
             image forward for the refresh (``relabel_views="reuse"``).
-        model_bytes: Activations of a batch of pairs, weights, gradients and what AdamW keeps of them, in float32.
+        model_bytes: Activations of a batch of pairs, weights, gradients and what AdamW keeps of them, in float32. What
+            is needed for a moment comes on top: a ResNet-18 with 32 images of 224 px took 1,210 MB for 891.
     """
 
     steps_per_epoch: int
