@@ -30,6 +30,7 @@ from hf_balancemix.reports.doctor import (
     minority_pull,
 )
 from hf_balancemix.reports.doctor_checkup import Checkup, Estimate
+from hf_balancemix.reports.doctor_cost import ModelCost, measure_model
 from hf_balancemix.reports.doctor_images import (
     SplitImages,
     advise_images,
@@ -61,7 +62,7 @@ _SPLIT_OPTIONS = {
     "train_split": "Split to train on; train unless given.",
     "test_split": "Split to test on; test, validation, val, ... unless given.",
 }
-_STEPS = ("data", "labels", "model", "images", "transforms", "loss")
+_STEPS = ("data", "labels", "model", "images", "transforms", "loss", "cost")
 _EXAMPLES, _LOSS_IMAGES = 4, 8
 
 
@@ -115,6 +116,9 @@ def run(options: argparse.Namespace) -> None:
     with _step("loss") as done:
         loss, shape = untrained_loss(model, splits["train"], rows[:_LOSS_IMAGES], transform, labels["train"])
         done.append(f"{loss:.3f} on a batch of {'×'.join(map(str, shape))}")
+    with _step("cost") as done:
+        cost = measure_model(model, shape, len(names))
+        done.append(f"{1000 * cost.training_seconds:,.1f} ms to train on an image, on {cost.device}")
     own, pull = _settings(recipe), minority_pull(labels["train"])
     duplicates = find_duplicates(images, splits, labels)
     checkup = Checkup(
@@ -132,7 +136,7 @@ def run(options: argparse.Namespace) -> None:
         loss=loss,
         chance_loss=chance_loss(len(names)),
         pull=pull,
-        estimate=_estimate(labels["train"], images["train"], shape, own.total_batch_size),
+        estimate=_estimate(labels["train"], images["train"], shape, own.total_batch_size, cost),
         settings=own,
         advice=[*advise_images(images, duplicates), *advise(of_splits["train"], of_splits["test"], pull, own)],
     )
@@ -200,7 +204,9 @@ def _readable(found: SplitImages) -> list[int]:
     return rows
 
 
-def _estimate(labels: npt.NDArray[np.int8], found: SplitImages, shape: tuple[int, ...], batch: int) -> Estimate:
+def _estimate(
+    labels: npt.NDArray[np.int8], found: SplitImages, shape: tuple[int, ...], batch: int, cost: ModelCost
+) -> Estimate:
     num_images, steps = len(labels), len(labels) // batch
     reads = 2 * steps * batch + num_images
     return Estimate(
@@ -209,4 +215,7 @@ def _estimate(labels: npt.NDArray[np.int8], found: SplitImages, shape: tuple[int
         reading_seconds=reads / found.images_per_second,
         state_bytes=state_bytes(*labels.shape),
         cache_bytes=num_images * int(np.prod(shape[1:])),
+        device=cost.device,
+        model_seconds=steps * batch * cost.training_seconds + 2 * num_images * cost.forward_seconds,
+        model_bytes=round(batch * cost.activation_bytes) + 4 * cost.weight_bytes,
     )

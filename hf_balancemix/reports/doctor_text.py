@@ -114,7 +114,9 @@ def _costs(checkup: Checkup) -> str:
             f"the class frequencies only: {checkup.labels['train'].frequency_loss():.3f}",
             f"steps per epoch: {cost.steps_per_epoch:,}, batches of {checkup.settings.total_batch_size} pairs",
             f"reading an epoch's {cost.reads_per_epoch:,} images by one process at {speed:,.0f} a second: "
-            f"{shown_time(cost.reading_seconds)}, without the model",
+            f"{shown_time(cost.reading_seconds)}",
+            f"the model in an epoch: {shown_time(cost.model_seconds)} on {cost.device}, measured with small batches",
+            f"memory of the model, with a batch and AdamW, in float32: at least {cost.model_bytes / 1e6:,.0f} MB",
             f"label state {cost.state_bytes / 1e6:,.1f} MB; all training images in memory (--cache_images) "
             f"{cost.cache_bytes / 1e6:,.1f} MB",
         ]

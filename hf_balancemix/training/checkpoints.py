@@ -170,6 +170,11 @@ def save_final_state(state: LabelState, output_dir: str, run: dict[str, Any]) ->
         logger.warning(f"The final label state could not be written to {folder} ({error}); the model is not affected.")
 
 
+def remove_final_state(output_dir: str) -> None:
+    """Remove the statistics of an earlier final model: if this run is broken off, they are not of its model."""
+    (Path(output_dir) / FINAL_STATE / FILE_NAME).unlink(missing_ok=True)
+
+
 def interrupted(output_dir: str, step: int) -> str:
     """Return what to tell a user who stopped the run."""
     kept = [path for path in complete_checkpoints(output_dir) if int(path.name.split("-")[1]) <= step]

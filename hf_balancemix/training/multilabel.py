@@ -26,6 +26,7 @@ from hf_balancemix.report import build_compute_metrics
 from hf_balancemix.thresholds import CONFIG_ENTRY
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.callbacks import Overwritten, PrepareEpochs, SaveAfterEvaluation
+from hf_balancemix.training.checkpoints import remove_final_state
 from hf_balancemix.training.ema import WeightAverage
 from hf_balancemix.training.objective import entry_losses, logits_of
 from hf_balancemix.training.optimisation import decay_parameter_names, one_cycle
@@ -204,6 +205,8 @@ class MultiLabelTrainer(ResumableTrainer):
         self._name_classes()  # again: `model_init` makes a new model for every run
         if self.is_in_train:
             self.label_state.reset()  # before a checkpoint, if any, is loaded
+            if args.should_save and not self.state.is_hyper_param_search:
+                remove_final_state(args.output_dir)
         if self._train_images is None:
             self._train_images = self._image_rows(self.train_dataset)
         return self._get_dataloader(

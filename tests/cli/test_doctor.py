@@ -45,8 +45,8 @@ def test_a_folder_counted_by_hand(here, capsys):
     write_folder(here / "data")
     main(["doctor", "data", *SMALL])
     out = capsys.readouterr().out
-    assert "step 1 of 6, data: 12 train, 6 test images\n" in out
-    assert "step 4 of 6, images: 12 of 12 train images read; 6 of 6 test images read\n" in out
+    assert "step 1 of 7, data: 12 train, 6 test images\n" in out
+    assert "step 4 of 7, images: 12 of 12 train images read; 6 of 6 test images read\n" in out
     assert out.splitlines()[-1] == "written: doctor/doctor.html"
     found = numbers()
     assert found["class_names"] == list(NAMES)
@@ -71,6 +71,8 @@ def test_a_folder_counted_by_hand(here, capsys):
     assert found["chance_loss"] == pytest.approx(3 * 0.693147, abs=1e-5)
     assert found["estimate"]["cache_bytes"] == 12 * 3 * 16 * 16
     assert found["estimate"]["steps_per_epoch"] == 0
+    assert found["estimate"]["model_seconds"] > 0  # of the refresh
+    assert found["estimate"]["model_bytes"] > 0
     assert any("12 training images are less than one batch of 32" in sentence for sentence in found["advice"])
     shown = page()
     assert sum(tag == "img" for tag, _ in shown.tags) == 4 + 4 * 3  # figures, and three views of four images
@@ -117,7 +119,7 @@ def test_bad_images_are_told_and_do_not_stop_it(here, capsys):
     for row in range(12):
         (here / "data" / "train" / f"{row}.png").write_bytes(b"")
     out, line = fail(capsys, "data", *SMALL)
-    assert out.splitlines()[-1] == "step 4 of 6, images: failed"
+    assert out.splitlines()[-1] == "step 4 of 7, images: failed"
     assert "Expected a training image that can be read, found none of 12" in line
 
 
@@ -138,19 +140,19 @@ def test_data_of_a_recipe(capsys):
 
 MISTAKES = {
     "": ("", "Expected data to look at, found none"),
-    "dta": ("step 1 of 6, data: failed", "found nothing at"),
+    "dta": ("step 1 of 7, data: failed", "found nothing at"),
     "data --data_dir data": ("", "Expected DATA or --data_dir, found both"),
     "data --recipe digits": ("", "no --data_dir with the data of the recipe digits"),
     "data --recipe digist": ("", "'digist' (did you mean 'digits'?)"),
     "data --bakbone x": ("", "Unknown option --bakbone (did you mean '--backbone'?)"),
-    "data --backbone resnet5O": ("step 3 of 6, model: failed", "resnet5O"),
-    "data --backbone small_resnet --image_size 2": ("step 3 of 6, model: failed", "at least 8"),
+    "data --backbone resnet5O": ("step 3 of 7, model: failed", "resnet5O"),
+    "data --backbone small_resnet --image_size 2": ("step 3 of 7, model: failed", "at least 8"),
     "data --max_images 0": ("", "--max_images of at least 1, found 0"),
     "data --max_images x": ("", "invalid int value: 'x'"),
-    "data --label_column lables": ("step 1 of 6, data: failed", "lables"),
-    "data --test_split tst": ("step 1 of 6, data: failed", "'tst' (did you mean 'test'?)"),
+    "data --label_column lables": ("step 1 of 7, data: failed", "lables"),
+    "data --test_split tst": ("step 1 of 7, data: failed", "'tst' (did you mean 'test'?)"),
     "data --out data/train/0.png": ("", "Expected a folder that can be written to as --out"),
-    "empty": ("step 1 of 6, data: failed", "empty"),
+    "empty": ("step 1 of 7, data: failed", "empty"),
 }
 
 

@@ -3,6 +3,7 @@
 python -m tests.distributed.run_training '{"output_dir": ..., "options": {...}}'
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -15,6 +16,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from hf_balancemix.recipe.processes import leave_process_group
 from hf_balancemix.training.methods import METHODS
 from tests import tiny
+
+EXITING = 0x4  # PF_EXITING of Linux, in the flags of a thread (proc(5), stat, field 9)
 
 
 class Record(TrainerCallback):
@@ -117,8 +120,18 @@ def main():
 def leave():
     """Leave the process group: no thread of it is there to drop a tensor when the interpreter ends."""
     leave_process_group()
-    threads = [path.read_text(encoding="utf-8").strip() for path in Path("/proc/self/task").glob("*/comm")]
-    assert not [name for name in threads if "gloo" in name], threads
+    assert not [name for name in living_threads() if "gloo" in name], living_threads()
+
+
+def living_threads():
+    """Names of the threads of this process, but for those that have ended and that the kernel still lists."""
+    names = []
+    for path in Path("/proc/self/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # it has gone since
+            name, _, rest = path.read_text(encoding="utf-8").partition("(")[2].rpartition(")")
+            if not int(rest.split()[6]) & EXITING:
+                names.append(name)
+    return names
 
 
 if __name__ == "__main__":

@@ -453,6 +453,13 @@ def test_ctrl_c_says_what_is_kept(tmp_path, finished, warnings):
     resumes_exactly(tmp_path, finished)
 
 
+def test_a_run_that_was_broken_off_leaves_no_older_final_state(folder):
+    assert (folder / FINAL_STATE / FILE_NAME).is_file()
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, callbacks=[At("on_step_begin", 1, interrupt)]).train()
+    assert not (folder / FINAL_STATE / FILE_NAME).exists()
+
+
 def test_ctrl_c_before_the_first_checkpoint(tmp_path, warnings):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, callbacks=[At("on_step_begin", 1, interrupt)]).train()
