@@ -1,6 +1,6 @@
 """The method of the paper as pure tensor code, to be read beside it: Eq. 2–10."""
 
-from hf_balancemix.method.histogram import loss_histogram, loss_range
+from hf_balancemix.method.histogram import LossHistogram
 from hf_balancemix.method.mixing import draw_lambda, fold_lambda, mix
 from hf_balancemix.method.mixture import MixtureFit, label_posteriors
 from hf_balancemix.method.mixture_fit import fit_mixtures
@@ -49,6 +49,7 @@ __all__ = [
     "RELABELLED",
     "SELECTED_ABOVE",
     "TRANSITION_CHOICES",
+    "LossHistogram",
     "MixtureFit",
     "Mixtures",
     "Refinement",
@@ -67,8 +68,6 @@ __all__ = [
     "instance_posteriors",
     "instance_score",
     "label_posteriors",
-    "loss_histogram",
-    "loss_range",
     "mean_probability_logits",
     "mix",
     "mixture_posteriors",

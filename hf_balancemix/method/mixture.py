@@ -1,26 +1,22 @@
 """How probable it is that each given label is clean: 2K two-component mixtures, fitted at once (Eq. 6–8).
 
 The losses of class k whose given label is l form the set (k, l). A model learns clean labels first, so each set is
-read as a mixture of a small-loss (clean) and a large-loss (mislabelled) Gaussian. Three passes over the (N, K) losses
-do it: for their range, for their histograms (`histogram`), to which the mixtures are fitted (`mixture_fit`),
-and for the posteriors (`mixture_posterior`). `label_posteriors` is all of it on one device.
+read as a mixture of a small-loss (clean) and a large-loss (mislabelled) Gaussian. The losses are counted in histograms
+(`histogram`), to which the mixtures are fitted (`mixture_fit`), from which the posteriors follow
+(`mixture_posterior`). `label_posteriors` is all of it at once.
 
 The fit equals scikit-learn's `GaussianMixture(2)` with the start of `mixture_fit`, `reg_covar=covariance_floor`,
 `tol=tolerance` and `max_iter=max_steps`, on min–max normalised losses, up to the width of a bin: posteriors differ by
 less than 1e-3. The stopping rule acts on each set by itself.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from hf_balancemix.method.histogram import loss_histogram, loss_range
+from hf_balancemix.method.histogram import LossHistogram
 from hf_balancemix.method.mixture_fit import fit_mixtures
 from hf_balancemix.method.mixture_posterior import Mixtures, mixture_posteriors
-
-CLASSES_TOGETHER = 256
-"""Classes whose histograms are held at once, in 34 MB."""
 
 
 @dataclass(frozen=True)
@@ -77,26 +73,17 @@ def label_posteriors(
     Raises:
         ValueError: Shapes are not one common (N, K) with N ≥ 1, a loss is NaN or −inf, or a label is neither 0 nor 1.
     """
-    low, high = loss_range(losses, labels)
-    parts = [
-        fit_mixtures(
-            loss_histogram(losses[:, some], labels[:, some], low[:, some], high[:, some]),
-            low[:, some],
-            high[:, some],
-            min_fit=min_fit,
-            trust_positives=trust_positives,
-            separation=separation,
-            disagreement=disagreement,
-            max_steps=max_steps,
-            tolerance=tolerance,
-            covariance_floor=covariance_floor,
-        )
-        for some in (slice(k, k + CLASSES_TOGETHER) for k in range(0, losses.shape[1], CLASSES_TOGETHER))
-    ]
-    merged = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts], dim=1) for field in fields(Mixtures)
-    }
-    posterior = mixture_posteriors(
-        losses, labels, Mixtures(**merged), monotone=monotone, trust_positives=trust_positives
+    histogram = LossHistogram(losses.shape[-1], losses.device)
+    histogram.add(losses, labels)
+    mixtures = fit_mixtures(
+        histogram,
+        min_fit=min_fit,
+        trust_positives=trust_positives,
+        separation=separation,
+        disagreement=disagreement,
+        max_steps=max_steps,
+        tolerance=tolerance,
+        covariance_floor=covariance_floor,
     )
-    return MixtureFit(**merged, posterior=posterior)
+    posterior = mixture_posteriors(losses, labels, mixtures, monotone=monotone, trust_positives=trust_positives)
+    return MixtureFit(**vars(mixtures), posterior=posterior)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_balancemix.method.histogram import BINS, LEVELS, MIN_RANGE
+from hf_balancemix.method.histogram import BINS, MIN_RANGE, LossHistogram, span
 from hf_balancemix.method.mixture_posterior import Mixtures, log_joint
 
 START_MEANS = (0.0, 1.0)
@@ -19,14 +19,12 @@ MIN_SEPARATION = 1e-2
 MIN_RISE = 1e-6
 """Rises of the posterior below this are rounding, not `non_monotone`."""
 
-SETS_TOGETHER = 2**15 // BINS
-"""Sets fitted together: few enough for the cache, and for torch to give each operation to one thread alone."""
+SETS_TOGETHER = 2**16 // BINS
+"""Sets fitted together: few enough for the cache."""
 
 
 def fit_mixtures(
-    histogram: Tensor,
-    low: Tensor,
-    high: Tensor,
+    histogram: LossHistogram,
     *,
     min_fit: int = 4,
     trust_positives: bool = False,
@@ -39,9 +37,7 @@ def fit_mixtures(
     """Fit the mixture of every class and label value, at a cost that does not depend on how many losses there are.
 
     Args:
-        histogram: (2, 2, K, BINS) from `loss_histogram`, of the whole training set.
-        low: (2, K) from `loss_range`.
-        high: (2, K), likewise.
+        histogram: Losses of the whole training set.
         min_fit: As in `label_posteriors`, like all that follow.
         trust_positives: Take every label 1 as clean.
         separation: Least Ashman's D of a set that is divided.
@@ -53,15 +49,13 @@ def fit_mixtures(
     Returns:
         The mixtures, on the device of the histograms.
     """
-    size = histogram[0, ..., :-1].sum(dim=-1)  # the last bin is of infinite losses
-    low, high = (torch.where(size > 0, end.double(), 0.0) for end in (low, high))
+    size = histogram.count.sum(dim=-1)
+    low, high = (torch.where(size > 0, end, 0.0) for end in (histogram.low, histogram.high))
     eligible = (size >= min_fit) & (high - low >= MIN_RANGE)
     eligible[1] &= not trust_positives
-    blocks = histogram.flatten(1, 2).split(SETS_TOGETHER, dim=1)
-    parts = [
-        _fit_block(block, active, max_steps, tolerance, covariance_floor)
-        for block, active in zip(blocks, eligible.flatten().split(SETS_TOGETHER), strict=True)
-    ]
+    tables = histogram.count.flatten(0, 1), histogram.total.flatten(0, 1), low.flatten(), high.flatten()
+    blocks = zip(*(table.split(SETS_TOGETHER) for table in (*tables, eligible.flatten())), strict=True)
+    parts = [_fit_block(*block, max_steps, tolerance, covariance_floor) for block in blocks]
     means, variances, weights, n_steps = (
         torch.cat(tables).unflatten(0, low.shape) for tables in zip(*parts, strict=True)
     )
@@ -80,11 +74,18 @@ def fit_mixtures(
 
 
 def _fit_block(
-    histogram: Tensor, active: Tensor, max_steps: int, tolerance: float, covariance_floor: float
+    count: Tensor,
+    total: Tensor,
+    low: Tensor,
+    high: Tensor,
+    active: Tensor,
+    max_steps: int,
+    tolerance: float,
+    covariance_floor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fit the `active` (S,) of the sets (2, S, BINS) by EM; means, variances, weights (S, 2) and steps (S,)."""
-    count, total = (table[:, :-1].double() for table in histogram)
-    value = total / (count.clamp(min=1) * LEVELS)
+    """Fit the `active` (S,) of the sets (S, BINS) by EM; means, variances, weights (S, 2) and steps (S,)."""
+    count = count.double()
+    value = (total / count.clamp(min=1)).sub_(low[:, None]).div_(span(low, high)[:, None]).mul_(count > 0)
     size = count.sum(dim=-1).clamp(min=1)
     means = value.new_tensor(START_MEANS).repeat(len(value), 1)
     variances, weights = torch.full_like(means, START_VARIANCE), torch.full_like(means, 0.5)

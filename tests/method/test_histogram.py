@@ -1,6 +1,7 @@
 """Histograms of losses: what is in them, how shards add up, and how near the fit is to that of all losses."""
 
 import math
+import threading
 import warnings
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from hf_balancemix.method import fit_mixtures, label_posteriors, loss_histogram, loss_range, mixture_posteriors
-from hf_balancemix.method.histogram import BINS, INTERVALS, LEVELS
+from hf_balancemix.method import LossHistogram, fit_mixtures, label_posteriors, mixture_posteriors
+from hf_balancemix.method.histogram import BINS
 
 INF = math.inf
 
@@ -25,61 +26,113 @@ def table(n=2000, num_labels=7, seed=0):
     return losses, labels.to(torch.uint8)
 
 
+def histogram_of(*parts):
+    histogram = LossHistogram(parts[0][0].shape[1])
+    for losses, labels in parts:
+        histogram.add(losses, labels)
+    return histogram
+
+
 def test_counts_and_sums_by_hand():
-    losses = torch.tensor([[1.0], [3.0], [2.0], [2.0], [1.0 + 2 / 4096 * 1.5], [INF], [7.0]])
+    # 1 to 3 takes more than 2048 bins of 2^-10: 1 is the start of the first one.
+    losses = torch.tensor([[1.0], [3.0], [2.0], [2.0], [1.0 + 1.5 / 1024], [INF], [7.0]])
     labels = torch.tensor([[0], [0], [0], [0], [0], [0], [1]])
-    low, high = loss_range(losses, labels)
-    assert low.tolist() == [[1.0], [7.0]]
-    assert high.tolist() == [[3.0], [7.0]]
-    count, total = loss_histogram(losses, labels, low, high)
-    assert (INTERVALS, BINS) == (4096, 4098)
-    expected = {0: (1, 0.0), 1: (1, 1.5 / 4096), 2048: (2, 1.0), 4096: (1, 1.0)}
-    assert count[0, 0].nonzero().flatten().tolist() == [*expected, 4097]  # the last bin holds the infinite loss
+    found = histogram_of((losses, labels))
+    assert found.low.tolist() == [[1.0], [7.0]]
+    assert found.high.tolist() == [[3.0], [7.0]]
+    assert BINS == 4096
+    assert (int(found.exponent[0, 0]), int(found.origin[0, 0])) == (-10, 1024)
+    expected = {0: (1, 1.0), 1: (1, 1.0 + 1.5 / 1024), 1024: (2, 4.0), 2048: (1, 3.0)}
+    assert found.count[0, 0].nonzero().flatten().tolist() == [*expected]  # the infinite loss is in none
     for place, (number, value) in expected.items():
-        assert int(count[0, 0, place]) == number
-        assert int(total[0, 0, place]) / LEVELS == value
-    assert count[1, 0].nonzero().flatten().tolist() == [0]  # no spread: normalised to 0
+        assert int(found.count[0, 0, place]) == number
+        assert float(found.total[0, 0, place]) == value
+    assert found.count[1, 0].sum() == 1
+    assert found.total[1, 0].sum() == 7.0
 
 
 def test_every_loss_is_in_the_histogram_of_its_set():
     losses, labels = table()
-    low, high = loss_range(losses, labels)
-    count, total = loss_histogram(losses, labels, low, high)
+    histogram = histogram_of((losses, labels))
     for label in (0, 1):
         for k in range(losses.shape[1]):
             members = losses[labels[:, k] == label, k].double()
             finite = members[members.isfinite()]
-            assert (float(low[label, k]), float(high[label, k])) == (float(finite.min()), float(finite.max()))
-            value = ((finite - finite.min()) / (finite.max() - finite.min())).numpy()
-            expected = np.bincount((value * INTERVALS).astype(int), minlength=INTERVALS + 1)
-            found = count[label, k].numpy()
-            assert np.abs(found[:-1] - expected).sum() <= 4  # rounding to float32 at the edge of a bin
-            assert found[-1] == len(members) - len(finite)
-            assert float(total[label, k, :-1].sum()) / LEVELS == pytest.approx(value.sum(), rel=1e-6)
+            ends = float(histogram.low[label, k]), float(histogram.high[label, k])
+            assert ends == (float(finite.min()), float(finite.max()))
+            width = 2.0 ** int(histogram.exponent[label, k])
+            assert (ends[1] - ends[0]) / (BINS - 2) < width <= 2 * (ends[1] - ends[0]) / (BINS - 2)
+            cells = np.floor(finite.numpy() / width).astype(int) - int(np.floor(ends[0] / width))
+            np.testing.assert_array_equal(histogram.count[label, k], np.bincount(cells, minlength=BINS))
+            sums = np.bincount(cells, weights=finite.numpy(), minlength=BINS)
+            np.testing.assert_allclose(histogram.total[label, k], sums, rtol=1e-12)
+
+
+def equal_histograms(one, other):
+    for name in ("low", "high", "exponent", "origin", "count"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    torch.testing.assert_close(one.total, other.total, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("order", ["growing", "falling", "given"])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_losses_may_come_in_any_order_and_in_parts_of_any_size(rows, order):
+    losses, labels = table(n=1500)
+    losses[:, 0] += 1000  # far from 0: the bins begin elsewhere
+    losses[5, 1] = 1e30
+    losses[:, 2] *= 1e-7
+    whole = histogram_of((losses, labels))
+    by_size = losses.nan_to_num(posinf=0).amax(dim=1).argsort(descending=order == "falling")
+    arranged = torch.arange(len(losses)) if order == "given" else by_size
+    equal_histograms(histogram_of(*((losses[part], labels[part]) for part in arranged.split(rows))), whole)
 
 
 @pytest.mark.parametrize("shards", [2, 4, 7])
-def test_shards_add_up_to_the_whole_bit_for_bit(shards):
+def test_shards_add_up_to_the_whole(shards):
     losses, labels = table()
-    whole = label_posteriors(losses, labels)
-    parts = [(losses[rank::shards], labels[rank::shards]) for rank in range(shards)]
-    ranges = [loss_range(*part) for part in parts]
-    low = torch.stack([low for low, _ in ranges]).amin(dim=0)
-    high = torch.stack([high for _, high in ranges]).amax(dim=0)
-    histogram = torch.stack([loss_histogram(*part, low, high) for part in parts]).sum(dim=0)
-    mixtures = fit_mixtures(histogram, low, high)
-    for name, value in vars(mixtures).items():
-        assert torch.equal(value, getattr(whole, name))
-    for rank, part in enumerate(parts):
-        found = mixture_posteriors(*part, mixtures)
-        torch.testing.assert_close(found, whole.posterior[rank::shards], atol=1e-6, rtol=0)
+    whole = histogram_of((losses, labels))
+    parts = [histogram_of((losses[rank::shards], labels[rank::shards])) for rank in range(shards)]
+    pool = threading.Barrier(shards)
+    given = [None] * shards
+
+    def reduce(rank):
+        def all_reduce(tensor, how):
+            given[rank] = tensor.clone()
+            pool.wait()
+            stacked = torch.stack(list(given))
+            pool.wait()
+            tensor.copy_({"min": torch.amin, "max": torch.amax, "sum": torch.sum}[how](stacked, dim=0))
+
+        parts[rank].reduce(all_reduce)
+
+    threads = [threading.Thread(target=reduce, args=(rank,)) for rank in range(shards)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    mixtures = fit_mixtures(whole)
+    for part in parts:
+        equal_histograms(part, whole)
+        for name, value in vars(fit_mixtures(part)).items():
+            torch.testing.assert_close(value, getattr(mixtures, name), rtol=1e-9, atol=1e-12)
 
 
 def test_a_shard_without_any_positive_leaves_the_range_to_the_others():
     losses, labels = table()
-    low, high = loss_range(losses[:3], torch.zeros_like(labels[:3]))
-    assert (low[1] == INF).all()
-    assert (high[1] == -INF).all()
+    few = histogram_of((losses[:3], torch.zeros_like(labels[:3])))
+    assert (few.low[1] == INF).all()
+    assert (few.high[1] == -INF).all()
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -INF])
+def test_what_is_no_loss_is_refused_and_nothing_taken_in(wrong):
+    losses, labels = table(n=50)
+    histogram = histogram_of((losses, labels))
+    bad = losses.clone()
+    bad[3, 2] = wrong
+    with pytest.raises(ValueError, match="must not be NaN or -inf"):
+        histogram.add(bad, labels)
+    equal_histograms(histogram, histogram_of((losses, labels)))
 
 
 def hard_sets(n, seed):
@@ -121,11 +174,6 @@ def test_posteriors_of_hard_sets_are_those_of_an_exact_fit(n, seeds, dtype):
             expected = exact.predict_proba(value)[:, exact.means_[:, 0].argmin()]
             assert int(fit.n_steps[0, k]) == exact.n_iter_, name
             np.testing.assert_allclose(fit.posterior[:, k].double(), expected, atol=5e-4, err_msg=name)
-
-
-def test_the_work_of_fitting_does_not_grow_with_the_losses():
-    shapes = [loss_histogram(*pair, *loss_range(*pair)).shape for pair in (table(n=10), table(n=3000))]
-    assert shapes[0] == shapes[1] == (2, 2, 7, BINS)
 
 
 def test_a_batch_with_losses_beyond_the_range_of_the_training_set():

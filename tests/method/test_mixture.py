@@ -9,7 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from hf_balancemix.method import gaussian_posterior, histogram, label_posteriors, mixture, mixture_fit
+from hf_balancemix.method import gaussian_posterior, histogram, label_posteriors, mixture_fit
 
 INF = float("inf")
 
@@ -157,10 +157,9 @@ def test_classes_and_rows_may_come_in_any_order_and_chunk(monkeypatch):
     moved = label_posteriors(losses[:, classes], labels[:, classes])
     torch.testing.assert_close(moved.posterior, whole.posterior[:, classes], atol=1e-9, rtol=0)
     torch.testing.assert_close(moved.means, whole.means[:, classes], atol=1e-9, rtol=0)
-    for entries, sets, together in ((1, 1, 1), (100, 3, 4), (2**20, 50, 25)):
+    for entries, sets in ((1, 1), (100, 3), (2**20, 50)):
         monkeypatch.setattr(histogram, "CHUNK_ENTRIES", entries)
         monkeypatch.setattr(mixture_fit, "SETS_TOGETHER", sets)
-        monkeypatch.setattr(mixture, "CLASSES_TOGETHER", together)
         assert_equal_fits(label_posteriors(losses, labels), whole, atol=1e-9)
 
 
