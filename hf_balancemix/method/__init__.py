@@ -17,9 +17,11 @@ from hf_balancemix.method.refinement import (
 from hf_balancemix.method.sampling import (
     MINORITY_SCORES,
     class_confidence,
+    confidence_sums,
     draw,
     effective_sample_size,
     instance_score,
+    mean_confidence,
     sampling_probability,
     total_variation,
 )
@@ -30,6 +32,7 @@ from hf_balancemix.method.selection import (
     mean_probability_logits,
     step_weights,
 )
+from hf_balancemix.method.sparse import SparseLabels
 from hf_balancemix.method.transition import (
     TRANSITION_CHOICES,
     TransitionFit,
@@ -53,8 +56,10 @@ __all__ = [
     "MixtureFit",
     "Mixtures",
     "Refinement",
+    "SparseLabels",
     "TransitionFit",
     "class_confidence",
+    "confidence_sums",
     "draw",
     "draw_lambda",
     "dual_transition",
@@ -68,6 +73,7 @@ __all__ = [
     "instance_posteriors",
     "instance_score",
     "label_posteriors",
+    "mean_confidence",
     "mean_probability_logits",
     "mix",
     "mixture_posteriors",

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hf_balancemix.method.sparse import SparseLabels
+
 MINORITY_SCORES = ("eq3", "mean_positive")
 """Choices of `minority_score` in `instance_score`."""
 
@@ -19,6 +21,48 @@ SCORE_FLOOR = 1e-6
 _CHUNK_ENTRIES = 2**22
 # PyTorch adds up so many values or fewer in one thread.
 _SERIAL_SUM = 2**15
+
+
+def confidence_sums(probs: Tensor, labels: Tensor) -> Tensor:
+    """Sums that Eq. 2 consists of, over some rows; those of two parts of a data set add up to those of the whole.
+
+    Args:
+        probs: (n, K) sigmoid outputs in [0, 1].
+        labels: (n, K) given labels, 0 or 1, any dtype. Never refined ones: Eq. 2 is stated on the given labels.
+
+    Returns:
+        (2, K) float64: the sum of `probs`, and their sum where the label is 1.
+
+    Raises:
+        ValueError: The two shapes differ.
+    """
+    if probs.shape != labels.shape:
+        raise ValueError(
+            f"probs and labels must have the same shape, got {tuple(probs.shape)} and {tuple(labels.shape)}."
+        )
+    sums = torch.zeros(2, labels.shape[1], dtype=torch.float64, device=labels.device)
+    for part in probs.split(_height(probs)):  # a sum in float64 copies what it sums
+        sums[0] += part.sum(dim=0, dtype=torch.float64)
+    for rows, classes in _positives(labels):
+        sums[1].index_add_(0, classes, probs[rows, classes].double())
+    return sums
+
+
+def mean_confidence(sums: Tensor, positives: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Mean confidence of the model in the presence and in the absence of each class (Eq. 2), from its sums.
+
+    Args:
+        sums: (2, K) of `confidence_sums`, of the whole training set.
+        positives: (K,) labels that are 1.
+        num_rows: N.
+
+    Returns:
+        As `class_confidence`.
+    """
+    overall, present = sums.unbind()
+    negatives = num_rows - positives.double()
+    # Summing p and subtracting at the end keeps the float64 sum exact; 1 - p would already be rounded in float32.
+    return present / positives.clamp(min=1), (negatives - (overall - present)) / negatives.clamp(min=1)
 
 
 def class_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,27 +80,19 @@ def class_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: The two shapes differ.
     """
-    if probs.shape != labels.shape:
-        raise ValueError(
-            f"probs and labels must have the same shape, got {tuple(probs.shape)} and {tuple(labels.shape)}."
-        )
-    presence_sum = torch.zeros(labels.shape[1], dtype=torch.float64, device=labels.device)
-    overall_sum, positives = torch.zeros_like(presence_sum), torch.zeros_like(presence_sum)
-    for part in probs.split(_height(probs)):  # a sum in float64 copies what it sums
-        overall_sum += part.sum(dim=0, dtype=torch.float64)
-    for rows, classes in _positives(labels):
-        presence_sum.index_add_(0, classes, probs[rows, classes].double())
+    sums = confidence_sums(probs, labels)
+    positives = torch.zeros_like(sums[0])
+    for _, classes in _positives(labels):
         positives += torch.bincount(classes, minlength=len(positives))
-    # Summing p and subtracting at the end keeps the float64 sum exact; 1 - p would already be rounded in float32.
-    presence_sum_of_negatives = overall_sum - presence_sum
-    negatives = len(labels) - positives
-    presence = presence_sum / positives.clamp(min=1)
-    absence = (negatives - presence_sum_of_negatives) / negatives.clamp(min=1)
-    return presence, absence
+    return mean_confidence(sums, positives, len(labels))
 
 
-def instance_score(labels: Tensor, presence: Tensor, absence: Tensor, minority_score: str = "eq3") -> Tensor:
+def instance_score(
+    labels: Tensor | SparseLabels, presence: Tensor, absence: Tensor, minority_score: str = "eq3"
+) -> Tensor:
     """Confidence of each instance, from the confidence of its classes (Eq. 3 and its Figure 6 variant).
+
+    Work and memory grow with the positives where the labels are sparse.
 
     `"eq3"` is the formula of the paper: the sum over all K classes of P(k) where the label is 1 and A(k) where it is
     0. With many classes the absences dominate the sum, and the sampler stays close to uniform (total variation well
@@ -66,7 +102,7 @@ def instance_score(labels: Tensor, presence: Tensor, absence: Tensor, minority_s
     many.
 
     Args:
-        labels: (N, K) given labels, 0 or 1, any dtype.
+        labels: (N, K) given labels, 0 or 1, any dtype, or sparse.
         presence: (K,) P(k) of `class_confidence`.
         absence: (K,) A(k) of `class_confidence`.
         minority_score: One of `MINORITY_SCORES`.
@@ -185,8 +221,11 @@ def _height(table: Tensor) -> int:
     return max(1, _CHUNK_ENTRIES // max(1, table.shape[1]))
 
 
-def _positives(labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _positives(labels: Tensor | SparseLabels) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield rows and classes of the labels that are not 0, a few rows at a time."""
+    if isinstance(labels, SparseLabels):
+        yield from labels.positives()
+        return
     for start in range(0, len(labels), _height(labels)):
         rows, classes = labels[start : start + _height(labels)].nonzero(as_tuple=True)
         yield rows + start, classes
