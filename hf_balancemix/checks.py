@@ -111,18 +111,16 @@ def check_finite(loss: Any, step: int, index: Any) -> None:
     )
 
 
-def check_finite_logits(logits: Any, step: int) -> None:
+def check_finite_rows(not_finite: list[int], num_rows: int, step: int) -> None:
     """Stop a run whose model predicts NaN or infinity, before its statistics are built on that.
 
     Raises:
         FloatingPointError: Naming the step and the rows.
     """
-    finite = logits.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        rows = (~finite).nonzero().flatten()
+    if not_finite:
         raise FloatingPointError(
-            f"Expected finite predictions for all {len(finite)} training images after {step} optimiser steps, found "
-            f"NaN or infinity in {len(rows)}, first in rows {rows[:16].tolist()}. {_DIVERGED}"
+            f"Expected finite predictions for all {num_rows} training images after {step} optimiser steps, found "
+            f"NaN or infinity in {len(not_finite)}, first in rows {not_finite[:16]}. {_DIVERGED}"
         )
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-FILE_NAME = "label_state.safetensors"
-FORMAT = "2"
+from hf_balancemix.label_files import FORMAT, opened_file, write_file
+from hf_balancemix.label_packing import code_mask, decoded_values, encoded, packed_bits
+from hf_balancemix.method import SparseLabels
+
 STATISTICS = (
     "probs",
     "class_confidence",
@@ -33,10 +30,12 @@ STATISTICS = (
     "best_loss",
     "best_probs",
     "transition",
+    "mixtures",
 )
 
 # The lowest of 32 bits is the given label; these follow, each from a bit on in so many steps: an even number, for ½.
 _FIELDS = {"posterior": (1, 510), "confidence": (10, 510), "posterior_mean": (19, 8190)}
+_SPARSE = ("labels.offsets", "labels.classes")
 _CHUNK_ENTRIES = 2**20  # so many labels are packed or unpacked at a time
 
 
@@ -66,6 +65,9 @@ class LabelState:
     tensor, and to change one it must be assigned. They are rounded, least next to 0 and 1, but never across ½, nor a
     confidence across the thresholds of :meth:`set_confidence`: which labels are clean, re-labelled or ambiguous stays.
 
+    Sparse labels stay so: they take four bytes for each positive and eight for each image, and have no posteriors
+    or confidences beside them, but the ``mixtures`` from which each step computes its own.
+
     Attributes:
         class_names: The K names.
         prepared_epoch: The epoch that the statistics were prepared for; -1 before the first refresh.
@@ -84,6 +86,7 @@ class LabelState:
         best_loss: (K,) float64, least mean loss on the held-out images so far.
         best_probs: (N, K) float32, predictions of each class in the epoch of its ``best_loss``.
         transition: (K, 2, 2) float64, estimated noise of each class: rows are true values, columns given ones.
+        mixtures: (2, K, 9) float64, what :meth:`Mixtures.stacked` holds (Eq. 7), with sparse labels.
 
     Args:
         labels: (N, K), 0 or 1, the labels as the data set gives them; never changed.
@@ -102,18 +105,20 @@ class LabelState:
     best_loss: torch.Tensor | None
     best_probs: torch.Tensor | None
     transition: torch.Tensor | None
+    mixtures: torch.Tensor | None
     posterior, posterior_mean, confidence = _Probabilities(), _Probabilities(), _Probabilities()
 
     def __init__(
         self,
-        labels: torch.Tensor,
+        labels: torch.Tensor | SparseLabels,
         class_names: tuple[str, ...],
         prepared_epoch: int = -1,
         **statistics: torch.Tensor | None,
     ) -> None:
         self.class_names, self.prepared_epoch = class_names, prepared_epoch
         # Until a label has a posterior: (N, ⌈K/8⌉) uint8. Then: (N, K) int32, in which the fields named are known.
-        self._bits: torch.Tensor | None = _packed(labels)
+        self.sparse: SparseLabels | None = labels if isinstance(labels, SparseLabels) else None
+        self._bits: torch.Tensor | None = None if isinstance(labels, SparseLabels) else packed_bits(labels)
         self._table: torch.Tensor | None = None
         self._known: frozenset[str] = frozenset()
         if unknown := statistics.keys() - set(STATISTICS):
@@ -122,13 +127,11 @@ class LabelState:
             setattr(self, name, statistics.get(name))
 
     def __len__(self) -> int:
-        stored = self._bits if self._table is None else self._table
-        assert stored is not None
-        return stored.shape[0]
+        return next(len(held) for held in (self._table, self._bits, self.sparse) if held is not None)
 
     @property
     def labels(self) -> torch.Tensor:
-        """(N, K) uint8, the labels as the data set gives them, as a new tensor."""
+        """(N, K) uint8, the labels as the data set gives them, as a new tensor, also of sparse labels."""
         out = torch.empty(len(self), len(self.class_names), dtype=torch.uint8)
         for rows in self._chunks():
             out[rows] = self.labels_of(rows)
@@ -138,8 +141,17 @@ class LabelState:
         """Return the (..., K) uint8 given labels of rows (...): what ``labels`` has there, without the others."""
         if self._table is not None:
             return (self._table[rows] & 1).to(torch.uint8)
+        if self.sparse is not None:
+            return self.sparse.dense(rows)
         assert self._bits is not None
         return torch.from_numpy(np.unpackbits(self._bits[rows].numpy(), axis=-1, count=len(self.class_names)))
+
+    def positives(self) -> torch.Tensor:
+        """Return the given positives of each class, (K,) int64."""
+        if self.sparse is not None:
+            return self.sparse.counts()
+        parts = [self.labels_of(rows).sum(dim=0, dtype=torch.int64) for rows in self._chunks()]
+        return torch.stack(parts).sum(dim=0)
 
     def probabilities_of(self, name: str, rows: torch.Tensor | slice) -> torch.Tensor | None:
         """Return (..., K) float32, what the ``posterior``, ``confidence`` or ``posterior_mean`` has in rows (...)."""
@@ -147,7 +159,7 @@ class LabelState:
             return None
         assert self._table is not None
         first, steps = _FIELDS[name]
-        return _values(steps)[((self._table[rows] >> first) & _mask(steps)).long()]
+        return decoded_values(steps)[((self._table[rows] >> first) & code_mask(steps)).long()]
 
     def set_confidence(self, values: torch.Tensor, relabel_threshold: float) -> None:
         """Take (N, K) confidences; whether one is above ε or below 1 − ε (Eq. 9) outlives the rounding."""
@@ -175,9 +187,12 @@ class LabelState:
         """Return the tensors that are held, for files and for other processes.
 
         The given labels are ``labels``, (N, ⌈K/8⌉) uint8, or, once there are posteriors, ``labels+...``, (N, K) int32,
-        which names what it holds beside them. The statistics that are held by themselves have their names.
+        which names what it holds beside them; of sparse labels ``labels.offsets`` and ``labels.classes``. The
+        statistics that are held by themselves have their names.
         """
         held = {"+".join(["labels", *sorted(self._known)]): self._bits if self._table is None else self._table}
+        if self.sparse is not None:
+            held = dict(zip(_SPARSE, (self.sparse.offsets, self.sparse.classes), strict=True))
         held |= {name: getattr(self, name) for name in STATISTICS if name not in _FIELDS}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
@@ -188,17 +203,29 @@ class LabelState:
             ValueError: If a tensor is unknown or does not fit the others.
         """
         tensors, k = dict(tensors), len(self.class_names)
+        if tensors.keys() >= set(_SPARSE):
+            offsets, classes = (tensors.pop(name) for name in _SPARSE)
+            self.sparse = SparseLabels(offsets, classes, k)
+            self._bits, self._table, self._known = None, None, frozenset()
+        else:
+            self._restore_table(tensors, k)
+        if unknown := tensors.keys() - set(STATISTICS):
+            raise ValueError(f"unknown tensors {sorted(unknown)}")
+        for plain in [name for name in STATISTICS if name not in _FIELDS]:
+            setattr(self, plain, tensors.get(plain))
+        self.check_shapes()
+
+    def _restore_table(self, tensors: dict[str, torch.Tensor], k: int) -> None:
+        """Take the labels out of ``tensors``, with the probabilities in one table with them."""
         name = next((name for name in tensors if name.split("+")[0] == "labels"), "labels")
         labels, known = tensors.pop(name), frozenset(name.split("+")[1:])
         shape, dtype = ((len(labels), k), torch.int32) if known else ((len(labels), -(-k // 8)), torch.uint8)
         if labels.shape != shape or labels.dtype != dtype:
             raise ValueError(f"`{name}` is {labels.dtype} {tuple(labels.shape)}, expected {dtype} {shape}")
-        if unknown := (tensors.keys() - set(STATISTICS)) | (known - set(_FIELDS)):
+        if unknown := known - set(_FIELDS):
             raise ValueError(f"unknown tensors {sorted(unknown)}")
         self._bits, self._table, self._known = (None, labels, known) if known else (labels, None, known)
-        for plain in [name for name in STATISTICS if name not in _FIELDS]:
-            setattr(self, plain, tensors.get(plain))
-        self.check_shapes()
+        self.sparse = None
 
     def save(self, folder: str | os.PathLike[str], run: dict[str, Any]) -> None:
         """Write ``label_state.safetensors`` into ``folder``; a reader sees the old file or the new one, never half.
@@ -214,13 +241,7 @@ class LabelState:
             "class_names": json.dumps(self.class_names),
             "run": json.dumps(run, sort_keys=True),
         }
-        path = Path(folder) / FILE_NAME
-        temporary = path.with_suffix(".tmp")
-        try:
-            save_file({k: v.contiguous() for k, v in self.stored().items()}, temporary, metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(folder, self.stored(), metadata)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> tuple[LabelState, dict[str, Any]]:
@@ -231,7 +252,7 @@ class LabelState:
         Raises:
             ValueError: If the file is missing, damaged or of another format; the message says what to do.
         """
-        with _opened(folder) as (file, metadata):
+        with opened_file(folder) as (file, metadata):
             class_names, run = tuple(json.loads(metadata["class_names"])), json.loads(metadata["run"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             state = cls(torch.zeros(0, len(class_names)), class_names, int(metadata["prepared_epoch"]))
@@ -247,7 +268,7 @@ class LabelState:
     @staticmethod
     def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Return only the facts about the run; raises as :meth:`load` does."""
-        with _opened(folder) as (_, metadata):
+        with opened_file(folder) as (_, metadata):
             run: dict[str, Any] = json.loads(metadata["run"])
             return run
 
@@ -262,6 +283,7 @@ class LabelState:
             "best_map": (1,),
             "best_loss": (k,),
             "transition": (k, 2, 2),
+            "mixtures": (2, k, 9),
         }
         for name, value in self.stored().items():
             if not name.startswith("labels") and tuple(value.shape) != expected.get(name, (n, k)):
@@ -270,6 +292,24 @@ class LabelState:
     def assign(self, other: LabelState) -> None:
         """Take over everything from ``other``, in place: samplers and trainers keep their reference."""
         vars(self).update(vars(other))
+
+    def shard(self, rank: int, world_size: int) -> LabelState:
+        """Return the state of the rows that process ``rank`` refreshes, every ``world_size``-th."""
+        part = copy.copy(self)
+        part._bits, part._table = (t if t is None else t[rank::world_size] for t in (self._bits, self._table))
+        return part
+
+    def join(self, shard: LabelState, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Take over the statistics of all shards.
+
+        Args:
+            shard: This process's.
+            gather: From the rows (n, K) of this process's shard to those (N, K) of all, in order.
+        """
+        bits = self._bits
+        self.assign(shard)
+        self._table, self.probs = (t if t is None else gather(t) for t in (shard._table, shard.probs))
+        self._bits = bits if self._table is None else None
 
     def digest(self) -> str:
         """Return a SHA-256 of all tensors, for comparing the state of two ranks or two runs bit for bit."""
@@ -287,7 +327,7 @@ class LabelState:
         """Put a table of probabilities into a new copy of the packed one, or take it out."""
         if values is None:
             if self._known == {name}:
-                self._bits, self._table = _packed(self.labels), None
+                self._bits, self._table = packed_bits(self.labels), None
             self._known -= {name}
             return
         n, k = len(self), len(self.class_names)
@@ -297,54 +337,6 @@ class LabelState:
         table = torch.empty(n, k, dtype=torch.int32)
         for rows in self._chunks():
             old = self.labels_of(rows).int() if self._table is None else self._table[rows]
-            kept = old ^ (((old >> first) & _mask(steps)) << first)
-            table[rows] = kept | (_encoded(values[rows], steps, threshold) << first)
+            kept = old ^ (((old >> first) & code_mask(steps)) << first)
+            table[rows] = kept | (encoded(values[rows], steps, threshold) << first)
         self._bits, self._table, self._known = None, table, self._known | {name}
-
-
-def _packed(labels: torch.Tensor) -> torch.Tensor:
-    """Return (N, ⌈K/8⌉) uint8 bits of labels (N, K)."""
-    return torch.from_numpy(np.packbits(labels.numpy() != 0, axis=1))
-
-
-def _mask(steps: int) -> int:
-    return (1 << steps.bit_length()) - 1
-
-
-def _encoded(values: torch.Tensor, steps: int, threshold: float) -> torch.Tensor:
-    """Return the int32 codes of probabilities; those beyond a threshold, or its opposite, stay so."""
-    values = values.float().clamp(0, 1)
-    code = values.double().sqrt_().asin_().mul_(2 / math.pi * steps).round_().int()
-    rounded = _values(steps)[code.long()]
-    above = (values > threshold).int() - (rounded > threshold).int()
-    below = (rounded < 1 - threshold).int() - (values < 1 - threshold).int()
-    return code + above + below
-
-
-@functools.cache
-def _values(steps: int) -> torch.Tensor:
-    """Return (steps + 1,) float32 what each code stands for: sin², whose steps are finest next to 0 and 1."""
-    return (torch.arange(steps + 1, dtype=torch.float64) * (math.pi / 2 / steps)).sin().square().float()
-
-
-@contextmanager
-def _opened(folder: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Open the file of ``folder``; turn whatever is wrong with it into one ``ValueError`` with a remedy."""
-    path = Path(folder) / FILE_NAME
-    remedy = (
-        "Resume from another checkpoint of the same run, or start a new run (load the checkpoint's weights with "
-        "`from_pretrained` to keep them)."
-    )
-    if not path.is_file():
-        raise ValueError(
-            f"Expected {FILE_NAME} in {folder} (given labels, sampling probabilities, posteriors), found none: the "
-            f"checkpoint was written by another trainer, with `save_only_model=True`, or is incomplete. {remedy}"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata["format"] not in ("1", FORMAT):
-                raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
-            yield file, metadata
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}). {remedy}") from error

@@ -24,7 +24,7 @@ LAYERS = (
     ("backbones", "modeling"),
     ("label_state",),
     ("report", "thresholds"),
-    ("method", "losses", "metrics"),
+    ("method", "losses", "metrics", "label_files", "label_packing"),
     ("checks", "argument_checks", "connection", "drawing"),
     ("messages",),
     ("version",),

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_balancemix import label_state
-from hf_balancemix.label_state import FILE_NAME, LabelState
+from hf_balancemix import label_packing, label_state
+from hf_balancemix.label_files import FILE_NAME
+from hf_balancemix.label_state import LabelState
 from hf_balancemix.method import refine
 from hf_balancemix.training.refresh import state_bytes
 
@@ -126,10 +127,10 @@ def test_memory():
 
 @pytest.mark.parametrize("steps", [510, 8190])
 def test_what_was_rounded_is_not_rounded_again(steps):
-    values = label_state._values(steps)
+    values = label_packing.decoded_values(steps)
     assert (values.diff() > 0).all()
     assert values[[0, steps // 2, -1]].tolist() == [0, 0.5, 1]
-    assert torch.equal(label_state._encoded(values, steps, 0.5), torch.arange(steps + 1, dtype=torch.int32))
+    assert torch.equal(label_packing.encoded(values, steps, 0.5), torch.arange(steps + 1, dtype=torch.int32))
 
 
 def test_a_file_of_format_1_is_read(tmp_path):

@@ -15,7 +15,8 @@ from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.formats import evaluation_labels
 from hf_balancemix.data.images import drop_unreadable, read_images
 from hf_balancemix.drawing import MissingNumbersError
-from hf_balancemix.label_state import FILE_NAME, LabelState
+from hf_balancemix.label_files import FILE_NAME
+from hf_balancemix.label_state import LabelState
 from hf_balancemix.messages import mistake
 from hf_balancemix.recipe import RECIPES
 from hf_balancemix.recipe.job import labels_digest

@@ -15,7 +15,8 @@ from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.folder import load_validation
 from hf_balancemix.data.images import check_files, drop_unreadable
 from hf_balancemix.data.noise import NoiseSpec, inject_noise
-from hf_balancemix.label_state import FILE_NAME, LabelState
+from hf_balancemix.label_files import FILE_NAME
+from hf_balancemix.label_state import LabelState
 from hf_balancemix.messages import mistake, nearest, some
 from hf_balancemix.recipe import RECIPES
 from hf_balancemix.training.checkpoints import FINAL_STATE

@@ -155,32 +155,39 @@ def read_labels(table: pa.Table, label_format: LabelFormat) -> npt.NDArray[np.ui
     Raises:
         ValueError: A value is no label of this format; rows are counted from the start of ``table``.
     """
+    labels = np.zeros((table.num_rows, len(label_format.class_names)), dtype=np.uint8)
+    labels[read_positives(table, label_format)] = 1
+    return labels
+
+
+def read_positives(table: pa.Table, label_format: LabelFormat) -> tuple[Array, Array]:
+    """Find the rows and classes of the positives, in any order, perhaps repeated; errors as in ``read_labels``."""
     column, k, rows = label_format.columns[0], len(label_format.class_names), np.arange(table.num_rows)
-    labels = np.zeros((table.num_rows, k), dtype=np.uint8)
     if label_format.kind == "columns":
-        for j, name in enumerate(label_format.columns):
-            labels[:, j] = _zeros_and_ones(name, rows, _numbers(name, rows, table[name]))
-    elif label_format.kind == "names":
+        found = [
+            np.flatnonzero(_zeros_and_ones(name, rows, _numbers(name, rows, table[name])))
+            for name in label_format.columns
+        ]
+        return np.concatenate(found), np.repeat(np.arange(k), [len(part) for part in found])
+    if label_format.kind == "names":
         owners, texts = _texts(column, table[column], label_format.delimiter)
-        found = pc.index_in(texts, value_set=pa.array(label_format.class_names, pa.string()))
-        if found.null_count:
-            first = found.is_null().index(True).as_py()
+        places = pc.index_in(texts, value_set=pa.array(label_format.class_names, pa.string()))
+        if places.null_count:
+            first = places.is_null().index(True).as_py()
             name = texts[first].as_py()
             wrong = f"{name!r} in row {owners[first]}{nearest(name, label_format.class_names)}"
             raise mistake(f"one of {k} class names in column {column!r}", wrong, "Correct it or extend class_names")
-        labels[owners, np.asarray(found)] = 1
-    else:
-        owners, values, lengths = _cells(table[column])
-        numbers = _numbers(column, owners, values)
-        if label_format.kind == "ids":
-            bad = (numbers < 0) | (numbers >= k)
-            _refuse(column, bad, owners, numbers, f"ids from 0 to {k - 1}, for {k} classes", "Correct or drop the row")
-            labels[owners, numbers.astype(np.int64)] = 1
-        else:
-            bad = (lengths != k) & (lengths > 0)
-            _refuse(column, bad, rows, lengths, f"multi-hot rows of length {k}", "Give every row one value per class")
-            labels[lengths > 0] = _zeros_and_ones(column, owners, numbers).reshape(-1, k)
-    return labels
+        return owners, np.asarray(places)
+    owners, values, lengths = _cells(table[column])
+    numbers = _numbers(column, owners, values)
+    if label_format.kind == "ids":
+        bad = (numbers < 0) | (numbers >= k)
+        _refuse(column, bad, owners, numbers, f"ids from 0 to {k - 1}, for {k} classes", "Correct or drop the row")
+        return owners, numbers.astype(np.int64)
+    bad = (lengths != k) & (lengths > 0)
+    _refuse(column, bad, rows, lengths, f"multi-hot rows of length {k}", "Give every row one value per class")
+    ones = np.flatnonzero(_zeros_and_ones(column, owners, numbers))
+    return owners[ones], ones % k
 
 
 def arrow_columns(dataset: datasets.Dataset, columns: Sequence[str]) -> pa.Table:

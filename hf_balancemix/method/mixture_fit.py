@@ -53,9 +53,12 @@ def fit_mixtures(
     low, high = (torch.where(size > 0, end, 0.0) for end in (histogram.low, histogram.high))
     eligible = (size >= min_fit) & (high - low >= MIN_RANGE)
     eligible[1] &= not trust_positives
-    tables = histogram.count.flatten(0, 1), histogram.total.flatten(0, 1), low.flatten(), high.flatten()
-    blocks = zip(*(table.split(SETS_TOGETHER) for table in (*tables, eligible.flatten())), strict=True)
-    parts = [_fit_block(*block, max_steps, tolerance, covariance_floor) for block in blocks]
+    ends = torch.stack([low, high], dim=-1)
+    tables = [table.flatten(0, 1) for table in (histogram.count, histogram.total, ends, eligible)]
+    parts = [
+        _fit_block(count, total, ends, active, max_steps, tolerance, covariance_floor)
+        for count, total, ends, active in zip(*(table.split(SETS_TOGETHER) for table in tables), strict=True)
+    ]
     means, variances, weights, n_steps = (
         torch.cat(tables).unflatten(0, low.shape) for tables in zip(*parts, strict=True)
     )
@@ -76,14 +79,14 @@ def fit_mixtures(
 def _fit_block(
     count: Tensor,
     total: Tensor,
-    low: Tensor,
-    high: Tensor,
+    ends: Tensor,
     active: Tensor,
     max_steps: int,
     tolerance: float,
     covariance_floor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fit the `active` (S,) of the sets (S, BINS) by EM; means, variances, weights (S, 2) and steps (S,)."""
+    """Fit the `active` (S,) of the sets (S, BINS), `ends` (S, 2), by EM; means, variances, weights (S, 2), steps."""
+    low, high = ends.unbind(dim=-1)
     count = count.double()
     value = (total / count.clamp(min=1)).sub_(low[:, None]).div_(span(low, high)[:, None]).mul_(count > 0)
     size = count.sum(dim=-1).clamp(min=1)

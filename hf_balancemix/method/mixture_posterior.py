@@ -1,5 +1,7 @@
 """Mixtures of two Gaussians and the posteriors that follow from them (Eq. 8)."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -38,6 +40,19 @@ class Mixtures:
     high: Tensor
     fitted: Tensor
     non_monotone: Tensor
+
+    def stacked(self) -> Tensor:
+        """(2, K, 9) float64: all that posteriors follow from, as one tensor for files and other processes."""
+        single = torch.stack([self.low, self.high, self.fitted.to(self.low.dtype)], dim=-1)
+        return torch.cat([self.means, self.variances, self.weights, single], dim=-1)
+
+    @classmethod
+    def unstacked(cls, table: Tensor) -> Mixtures:
+        """The mixtures of `stacked`; what no posterior depends on, ``n_steps`` and ``non_monotone``, is 0."""
+        means, variances, weights, single = table.split([2, 2, 2, 3], dim=-1)
+        low, high, fitted = single.unbind(dim=-1)
+        nothing = torch.zeros_like(fitted, dtype=torch.int64)
+        return cls(means, variances, weights, nothing, low, high, fitted == 1, nothing.bool())
 
     def log_odds(self) -> Tensor:
         """Coefficients (3, 2, K) of 1, x and x² in the log-odds of the small-loss component at normalised loss x."""

@@ -105,7 +105,7 @@ def train(job: Job, plan: Plan, progress: TrainerCallback | None = None) -> tupl
     _show_progress(trainer, progress or Progress(plan.label))
     if progress is None and isinstance(trainer, BalanceMixTrainer) and trainer.is_world_process_zero():
         shape = len(training_split), len(job.class_names)
-        if any(predicted := predicted_bytes(args, *shape)):
+        if any(predicted := predicted_bytes(args, *shape, int(trainer.positives.sum()))):
             tqdm.write(f"{plan.label}: {memory_text(*shape, *predicted)}", file=sys.stderr)
     stopwatch = Stopwatch(plan.folder)
     trainer.add_callback(stopwatch)

@@ -11,7 +11,7 @@ from hf_balancemix.data.transforms import AUGMENTATIONS
 from hf_balancemix.losses import CLASS_REDUCTIONS, LOSSES
 from hf_balancemix.method import MINORITY_SCORES, REFINEMENTS, TRANSITION_CHOICES
 
-RELABEL_VIEWS = ("step", "epoch", "reuse")
+RELABEL_VIEWS = ("step", "epoch", "reuse", "stream")
 WEIGHT_DECAY_ON = ("weights", "all", "matrices")
 SECOND_SAMPLERS = ("minority", "random", "batch", "none")
 EVALUATED_NETWORKS = ("first", "mean")
@@ -201,7 +201,9 @@ class BalanceMixTrainingArguments(TrainingArguments):
         "reuse",
         "When the two augmented views of Eq. 9 are predicted: step (the paper; four extra forwards per step), epoch "
         "(a clean and both augmented views once per epoch), reuse (both augmented views once per epoch, which also "
-        "serve Eq. 2-8 in place of the clean one; the cheapest, and as good on digits).",
+        "serve Eq. 2-8 in place of the clean one; the cheapest, and as good on digits), stream (as reuse for the "
+        "mixtures, then both again at the step, posteriors too: nothing is kept of any label, for sets of which "
+        "4 bytes per label are too much).",
         RELABEL_VIEWS,
     )
     relabel_bn: str = _option(
@@ -241,6 +243,11 @@ class BalanceMixTrainingArguments(TrainingArguments):
     def needs_views(self) -> bool:
         """Whether refinement needs the two augmented views."""
         return self.refinement in ("full", "relabelled")
+
+    @property
+    def streams(self) -> bool:
+        """Whether posteriors are computed at the step, and nothing is kept of a label but itself."""
+        return self.needs_views and self.relabel_views == "stream"
 
     def method_settings(self) -> dict[str, object]:
         """Return the options that define the method, for checkpoints and results."""

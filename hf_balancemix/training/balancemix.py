@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
 from hf_balancemix.data.pairs import ImageRows, PairDataset, PairSampler
-from hf_balancemix.losses import label_losses, pair_losses
-from hf_balancemix.method import (
-    Refinement,
-    class_confidence,
-    instance_score,
-    label_posteriors,
-    mix,
-    refine,
-    sampling_probability,
-    view_confidence,
-)
+from hf_balancemix.losses import pair_losses
+from hf_balancemix.method import Mixtures, Refinement, mix, refine, view_confidence
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.checkpoints import save_final_state
 from hf_balancemix.training.diagnostics import early_warnings, refresh_diagnostics
 from hf_balancemix.training.multilabel import MultiLabelTrainer
-from hf_balancemix.training.refresh import broadcast_statistics, predict_views
+from hf_balancemix.training.statistics import mean_losses, posteriors, refresh_statistics
 
 logger = logging.get_logger(__name__)
 
@@ -85,20 +77,11 @@ class BalanceMixTrainer(MultiLabelTrainer):
         if state is None or state.prepared_epoch == epoch or not needed:
             return
         start, before = time.perf_counter(), copy.copy(state)  # a refresh makes new tensors: the copy keeps the old
-        augmented = 2 if refines and args.needs_views and (final or args.relabel_views != "step") else 0
-        clean = not (augmented and args.relabel_views == "reuse")
-        logits = predict_views(self, clean, augmented, epoch)  # (N, clean + augmented, K)
-        non_monotone = 0
-        if self.is_world_process_zero():
-            base = logits[:, :1] if clean else logits
-            non_monotone = self._update_statistics(base, logits[:, -2:] if augmented else None, refines, final)
-            del base
-        del logits  # the tables of the diagnostics take as much
-        broadcast_statistics(state, self.args)
+        non_monotone = refresh_statistics(self, epoch, refines, final)
         state.prepared_epoch = epoch
         seconds = time.perf_counter() - start
         measured = {"non_monotone_sets": non_monotone} if refines else {}
-        measured |= refresh_diagnostics(state, self.args, self.clean_labels, before)
+        measured |= self._on_first(lambda: refresh_diagnostics(state, self.args, self.clean_labels, before))
         self.log(measured | {"refresh_seconds": round(seconds, 3)})
         self._warn()
         if final and self.args.should_save and not self.state.is_hyper_param_search:
@@ -112,47 +95,20 @@ class BalanceMixTrainer(MultiLabelTrainer):
                 logger.warning(message)
             self._warned |= found.keys()
 
-    def _update_statistics(self, base: torch.Tensor, views: torch.Tensor | None, refines: bool, final: bool) -> int:
-        """Turn logits (N, V, K) of the pass into the statistics of ``label_state``.
-
-        Returns:
-            How many of the mixtures give a larger posterior to some larger loss.
-        """
-        state, args = self.label_state, self.args
-        assert state is not None
-        labels, probs = state.labels, base.sigmoid().mean(dim=1)
-        presence, absence = class_confidence(probs, labels)
-        state.class_confidence = torch.stack([absence, presence])
-        if args.second_sampler == "minority":
-            score = instance_score(labels, presence, absence, args.minority_score)
-            state.sampling_probability = sampling_probability(score)
-        # Nothing reads them between refreshes; an audit takes them where there is no confidence, figures at the end.
-        state.probs = probs if final or (refines and views is None) else None
-        del probs
-        non_monotone = 0
-        if refines:
-            losses = torch.stack([label_losses(view, labels) for view in base.unbind(dim=1)]).mean(dim=0)
-            fit = label_posteriors(
-                losses,
-                labels,
-                min_fit=args.min_fit,
-                monotone=args.monotone_posterior,
-                trust_positives=args.trust_positives,
-                separation=args.mixture_separation,
-                disagreement=args.mixture_disagreement,
-            )
-            state.add_posterior(fit.posterior)
-            non_monotone = int(fit.non_monotone.sum())
-        if views is not None:
-            state.set_confidence(view_confidence(*views.unbind(dim=1)), args.relabel_threshold)
-        return non_monotone
+    def _on_first(self, describe: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Return what the first process finds: tables of all labels are taken apart on one process only."""
+        found = [describe() if self.args.process_index == 0 else {}]
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(found, src=0, device=self.args.device)
+        return found[0]
 
     def _refines_now(self) -> bool:
         return self.args.refinement != "none" and self._epoch() >= self.args.warmup_epochs
 
     def _views(self) -> int:
         """Two views per image where the step itself predicts them (Eq. 9); the first of them is mixed."""
-        return 2 if self._refines_now() and self.args.needs_views and self.args.relabel_views == "step" else 1
+        predicts = self.args.needs_views and self.args.relabel_views in ("step", "stream")
+        return 2 if self._refines_now() and predicts else 1
 
     def _minority_probability(self) -> torch.Tensor | None:
         return None if self.label_state is None else self.label_state.sampling_probability
@@ -186,26 +142,40 @@ class BalanceMixTrainer(MultiLabelTrainer):
 
     def _refined(self, model: Any, views: torch.Tensor, index: torch.Tensor) -> Refinement:
         """Targets and weights of one half: looked up by row, or predicted from its two views here and now."""
-        state, device = self.label_state, views.device
+        state, args, device = self.label_state, self.args, views.device
         assert state is not None
         rows = index.cpu()
         labels = state.labels_of(rows).to(device).float()
         if not self._refines_now():
-            return refine(labels, labels, None, self.args.relabel_threshold, "none")
-        posterior = state.probabilities_of("posterior", rows)
-        assert posterior is not None
+            return refine(labels, labels, None, args.relabel_threshold, "none")
+        confidence = state.probabilities_of("confidence", rows)
         if views.shape[1] == 2:
-            confidence: torch.Tensor | None = self._predict_two_views(model, views)
-        elif (confidence := state.probabilities_of("confidence", rows)) is not None:
-            confidence = confidence.to(device)
-        return refine(labels, posterior.to(device), confidence, self.args.relabel_threshold, self.args.refinement)
+            logits = self._predict_two_views(model, views)
+            confidence = view_confidence(*logits.unbind(dim=1))
+        if args.streams:
+            posterior = self._stream_posterior(logits, labels)
+        else:
+            posterior = torch.as_tensor(state.probabilities_of("posterior", rows)).to(device)
+        confidence = None if confidence is None else confidence.to(device)
+        return refine(labels, posterior, confidence, args.relabel_threshold, args.refinement)
+
+    def _stream_posterior(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the (B, K) posteriors of labels (B, K) from the logits (B, 2, K) of their views (Eq. 8).
+
+        Larger losses than the training set had when the mixtures were fitted count as its largest.
+        """
+        assert self.label_state is not None
+        mixtures = Mixtures.unstacked(torch.as_tensor(self.label_state.mixtures).to(logits.device))
+        positive = labels.bool()
+        low, high = (torch.where(positive, end[1], end[0]).float() for end in (mixtures.low, mixtures.high))
+        losses = mean_losses(logits.float(), labels).clamp(low, high)
+        return posteriors(losses, labels, mixtures, self.args)
 
     @torch.no_grad()
     def _predict_two_views(self, model: Any, views: torch.Tensor) -> torch.Tensor:
-        """Return the (B, K) mean prediction on (B, 2, C, H, W) views (Eq. 9), leaving the model in training mode."""
+        """Return the (B, 2, K) logits of (B, 2, C, H, W) views, leaving the model in training mode."""
         model.train(self.args.relabel_bn == "train")
         try:
-            first, second = (self._logits(model, view) for view in views.unbind(dim=1))
+            return torch.stack([self._logits(model, view) for view in views.unbind(dim=1)], dim=1)
         finally:
             model.train()
-        return view_confidence(first, second)

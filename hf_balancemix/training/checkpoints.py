@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
-from hf_balancemix.label_state import FILE_NAME, LabelState
+from hf_balancemix.label_files import FILE_NAME
+from hf_balancemix.label_state import LabelState
 from hf_balancemix.training.ema import FILE_NAME as AVERAGE
 from hf_balancemix.training.ema import has_average
 

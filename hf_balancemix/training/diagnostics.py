@@ -54,7 +54,7 @@ def refresh_diagnostics(
     """
     out: dict[str, float] = {}
     if state.class_confidence is not None:
-        out["positive_confidence"] = float(state.class_confidence[1, state.labels.any(dim=0).bool()].mean())
+        out["positive_confidence"] = float(state.class_confidence[1, state.positives() > 0].mean())
     p = state.sampling_probability
     if p is not None:
         n = len(state)

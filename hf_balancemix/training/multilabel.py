@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hf_balancemix.argument_checks import check_method_arguments
 from hf_balancemix.data.columns import LabelTable, encode_labels, find_image_column, has_label_column
 from hf_balancemix.data.formats import as_stored, evaluation_labels, refuse_ignored
 from hf_balancemix.data.pairs import EvalDataset, ImageRows, PairDataset, PairSampler, as_batch
+from hf_balancemix.data.sparse_labels import encode_sparse
 from hf_balancemix.data.transforms import ImageTransform
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.losses import pair_losses, reduce_losses, weighted_bce
@@ -123,20 +125,32 @@ class MultiLabelTrainer(ResumableTrainer):
 
     def _read_labels(self, dataset: Any, args: BalanceMixTrainingArguments) -> None:
         refuse_ignored(dataset)
-        table = self._encode(dataset, args)
-        self._class_names = table.class_names
-        if unseen := [
-            name for name, count in zip(table.class_names, table.labels.sum(axis=0), strict=True) if not count
-        ]:
-            logger.warning(f"{len(unseen)} of {len(table.class_names)} classes have no positive: {unseen[:5]}.")
-        self.label_state = LabelState(torch.from_numpy(table.labels), table.class_names)
+        if args.streams:
+            sparse, self._class_names = self._named(encode_sparse, dataset, args)
+            self.label_state = LabelState(sparse, self._class_names)
+        else:
+            table = self._encode(dataset, args)
+            self._class_names = table.class_names
+            self.label_state = LabelState(torch.from_numpy(table.labels), self._class_names)
+        self.positives = self.label_state.positives()  # (K,), for the groups of the metrics
+        if unseen := [name for name, count in zip(self._class_names, self.positives, strict=True) if not count]:
+            logger.warning(f"{len(unseen)} of {len(self._class_names)} classes have no positive: {unseen[:5]}.")
         if "clean_labels" in dataset.column_names:
-            clean = encode_labels(dataset, "clean_labels", table.class_names)
+            if args.streams:
+                self.positives = encode_sparse(dataset, "clean_labels", self._class_names)[0].counts()
+                return
+            clean = encode_labels(dataset, "clean_labels", self._class_names)
             self.clean_labels = torch.from_numpy(clean.labels)
+            self.positives = self.clean_labels.sum(dim=0, dtype=torch.int64)
 
     def _encode(self, dataset: Any, args: BalanceMixTrainingArguments) -> LabelTable:
+        table: LabelTable = self._named(encode_labels, dataset, args)
+        return table
+
+    def _named(self, encode: Callable[..., Any], dataset: Any, args: BalanceMixTrainingArguments) -> Any:
+        """Read labels; if the model brought the class names that they do not fit, say so."""
         try:
-            return encode_labels(dataset, args.label_column, self._class_names, args.label_delimiter)
+            return encode(dataset, args.label_column, self._class_names, args.label_delimiter)
         except ValueError as error:
             if self._class_names is None or self.label_state is not None:
                 raise
@@ -144,10 +158,7 @@ class MultiLabelTrainer(ResumableTrainer):
 
     def _train_counts(self) -> np.ndarray | None:
         """Positives per class, from the clean labels where there are any: groups stay the same under any noise."""
-        if self.label_state is None:
-            return None
-        labels = self.clean_labels if self.clean_labels is not None else self.label_state.labels
-        return labels.sum(dim=0, dtype=torch.int64).numpy()
+        return None if self.label_state is None else self.positives.numpy()
 
     def _check_eval_sets(self, eval_dataset: Any, args: BalanceMixTrainingArguments) -> None:
         sets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_balancemix.checks import check_finite_logits
+from hf_balancemix.checks import check_finite_rows
 from hf_balancemix.data.pairs import ViewDataset, as_batch
 from hf_balancemix.label_state import LabelState
 
@@ -17,20 +17,22 @@ from hf_balancemix.label_state import LabelState
 # label that is fitted at a time. `label_posteriors`, in float64, decides on them, and after it the diagnostics.
 _REFINED, _SAMPLED, _FITTED = 54, 14, 200
 _FITTED_TOGETHER = 2**19
+# The same of schedule "stream": per class, per image, and what does not grow.
+_COUNTED, _SCORED, _CHUNKS = 140_000, 32, 60_000_000
 
 
 @torch.no_grad()
-def predict_views(
+def predicted_views(
     trainer: Any,
     clean: bool,
     augmented: int,
     epoch: int,
     predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Predict every training image once, without gradient, in eval mode.
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Predict this process's training images once, every P-th, without gradient, in eval mode.
 
-    Each process takes every P-th row; the results are gathered without the padding. The global random generators are
-    left as they were, so that a run that resumes before the pass draws what the undisturbed run draws.
+    The global random generators are left as they were, so that a run that resumes before the pass draws what the
+    undisturbed run draws.
 
     Args:
         trainer: A trainer with ``model``, ``args``, ``accelerator`` and its training images.
@@ -39,20 +41,21 @@ def predict_views(
         epoch: Seeds the views together with the run's seed and the row.
         predict: From pixels (n, 3, H, W) to logits (n, ..., K); unless given those (n, K) of the model.
 
-    Returns:
-        (N, clean + augmented, ..., K) float32 logits on the CPU, the same on every process.
+    Yields:
+        A batch's rows (n,) and their logits (n, clean + augmented, ..., K), float32, on the CPU.
 
     Raises:
-        FloatingPointError: If a logit is NaN or infinite, naming the rows.
+        FloatingPointError: At the end, on every process, if a logit of any is NaN or infinite, naming the rows.
     """
     args, model = trainer.args, trainer.model
     images, rank, world = trainer._train_images, args.process_index, args.world_size
-    rows = [row % len(images) for row in range(rank, -(-len(images) // world) * world, world)]
+    rows = torch.arange(rank, len(images), world)
+    padding = rows[: -(-len(images) // world) - len(rows)]  # so that all processes make the same number of forwards
     dataset = ViewDataset(images, trainer.transform, clean, augmented, args.seed, epoch)
     loader = DataLoader(
         dataset,
         batch_size=args.eval_batch_size,
-        sampler=rows,
+        sampler=torch.cat([rows, padding]).tolist(),
         collate_fn=as_batch,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
@@ -61,24 +64,82 @@ def predict_views(
     synchronise_buffers(trainer.model, trainer.args)
     training = model.training
     model.eval()
-    chunks = []
+    not_finite: list[int] = []
     try:
         for batch in tqdm(loader, desc="refresh", leave=False, delay=2, disable=args.disable_tqdm or rank != 0):
             pixels = batch["pixel_values"].to(args.device, non_blocking=True)
             with trainer.compute_loss_context_manager():
                 flat = pixels.flatten(0, 1)
                 logits = trainer._logits(model, flat) if predict is None else predict(flat)
-            chunks.append(logits.float().unflatten(0, pixels.shape[:2]))
+            own, rows = rows[: len(pixels)], rows[len(pixels) :]
+            logits = logits.float().unflatten(0, pixels.shape[:2])[: len(own)].cpu()
+            finite = logits.isfinite().flatten(1).all(dim=1)
+            if len(own) and bool(finite.all()):
+                yield own, logits
+            not_finite += own[~finite].tolist()
     finally:
         model.train(training)
-    logits = torch.cat(chunks)
     if world > 1:
-        # Rank r holds rows r, r + P, r + 2P, …: put them back in order and drop the padding.
-        gathered = trainer.accelerator.gather(logits.contiguous()).unflatten(0, (world, -1))
-        logits = gathered.transpose(0, 1).flatten(0, 1)[: len(images)]
-    logits = logits.cpu()
-    check_finite_logits(logits, trainer.state.global_step)  # on every rank alike: none is left waiting
-    return logits
+        of_all: list[Any] = [None] * world
+        torch.distributed.all_gather_object(of_all, not_finite)
+        not_finite = sorted(row for of_one in of_all for row in of_one)
+    check_finite_rows(not_finite, len(images), trainer.state.global_step)  # on all alike: none is left waiting
+
+
+def predict_views(
+    trainer: Any,
+    clean: bool,
+    augmented: int,
+    epoch: int,
+    predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Predict every training image once; all as for :func:`predicted_views`.
+
+    Returns:
+        (N, clean + augmented, ..., K) float32 logits on the CPU, the same on every process.
+    """
+    own = torch.cat([logits for _, logits in predicted_views(trainer, clean, augmented, epoch, predict)])
+    return gather_rows(own, len(trainer._train_images), trainer.args)
+
+
+def gather_rows(own: torch.Tensor, num_rows: int, args: Any) -> torch.Tensor:
+    """Put together what each process has of its rows (every P-th, as in :func:`predicted_views`), on all processes.
+
+    Args:
+        own: (rows of this process, ...) on the CPU.
+        num_rows: N.
+        args: ``TrainingArguments``.
+
+    Returns:
+        (N, ...) on the CPU, in order.
+    """
+    world = args.world_size
+    if world == 1:
+        return own
+    most = -(-num_rows // world)
+    padded = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])]).to(args.device)
+    gathered = [torch.empty_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(gathered, padded)
+    # Rank r holds rows r, r + P, r + 2P, ….
+    return torch.stack([part.cpu() for part in gathered], dim=1).flatten(0, 1)[:num_rows]
+
+
+def all_reduce(tensor: torch.Tensor, how: str, args: Any) -> None:
+    """Combine a tensor over all processes in place, by "min", "max" or "sum"; with one process it stays."""
+    if args.world_size > 1:
+        moved = tensor.to(args.device)
+        operation = getattr(torch.distributed.ReduceOp, how.upper())
+        torch.distributed.all_reduce(moved, operation)
+        tensor.copy_(moved)
+
+
+def broadcast(tensor: torch.Tensor, args: Any) -> torch.Tensor:
+    """Return the first process's tensor, of one shape and dtype on all; on the CPU."""
+    if args.world_size == 1:
+        return tensor
+    moved = tensor.to(args.device).contiguous()
+    torch.distributed.broadcast(moved, src=0)
+    return moved.cpu()
 
 
 def state_bytes(num_rows: int, num_labels: int) -> int:
@@ -90,13 +151,19 @@ def state_bytes(num_rows: int, num_labels: int) -> int:
     return 4 * num_rows * num_labels + 8 * num_rows + 16 * num_labels + 8
 
 
-def predicted_bytes(args: Any, num_rows: int, num_labels: int) -> tuple[int, int]:
+def stream_bytes(num_rows: int, num_labels: int, positives: int) -> int:
+    """Return the same of schedule "stream": four for a positive, sixteen for an image, 160 for a class."""
+    return 4 * positives + 8 * (num_rows + 1) + 8 * num_rows + 160 * num_labels
+
+
+def predicted_bytes(args: Any, num_rows: int, num_labels: int, positives: int) -> tuple[int, int]:
     """Predict the memory of BalanceMix's statistics, before training; measured within a fifth from 10^6 labels on.
 
     Args:
         args: :class:`BalanceMixTrainingArguments`.
         num_rows: N, training images.
         num_labels: K.
+        positives: Given labels that are 1.
 
     Returns:
         Bytes that every process holds between two refreshes, and those that the first one needs in addition during a
@@ -106,6 +173,8 @@ def predicted_bytes(args: Any, num_rows: int, num_labels: int) -> tuple[int, int
     if args.refinement == "none":
         held = num_rows * (-(-num_labels // 8) + 8) + 16 * num_labels
         return (held, _SAMPLED * entries) if args.second_sampler == "minority" else (0, 0)
+    if args.streams:
+        return stream_bytes(num_rows, num_labels, positives), _COUNTED * num_labels + _SCORED * num_rows + _CHUNKS
     views = {"epoch": 3, "reuse": 2}.get(args.relabel_views, 1) if args.needs_views else 1
     held = state_bytes(num_rows, num_labels) + (4 * entries if views == 1 else 0)  # with predictions for an audit
     return held, max(_REFINED * entries, (4 * views + 21) * entries + _FITTED * min(entries, _FITTED_TOGETHER))
@@ -120,9 +189,7 @@ def broadcast_statistics(state: LabelState, args: Any) -> None:
     torch.distributed.broadcast_object_list(shapes, src=0, device=args.device)
     received = {}
     for name, (shape, dtype) in shapes[0].items():
-        tensor = (own[name] if own else torch.empty(shape, dtype=dtype)).to(args.device).contiguous()
-        torch.distributed.broadcast(tensor, src=0)
-        received[name] = tensor.cpu()
+        received[name] = broadcast(own[name] if own else torch.empty(shape, dtype=dtype), args)
     state.restore(received)
 
 

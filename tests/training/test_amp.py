@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from hf_balancemix.training import refresh
+from hf_balancemix.training import statistics
 from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.objective import entry_losses
 from tests import tiny
@@ -48,7 +48,10 @@ def losses_of(trainer):
 @pytest.mark.parametrize("method", CHECKED)
 def test_bf16(tmp_path, method, monkeypatch):
     weights, passes = {}, []
-    monkeypatch.setattr(refresh, "check_finite_logits", lambda logits, _: passes.append(logits.dtype))
+    sums = statistics.confidence_sums
+    monkeypatch.setattr(
+        statistics, "confidence_sums", lambda probs, labels: passes.append(probs.dtype) or sums(probs, labels)
+    )
     for precision in ("bf16", "float32"):
         trainer = make(tmp_path, method, bf16=precision == "bf16")
         start, (losses, layers) = tiny.weights_of(trainer.model), losses_of(trainer)

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from transformers import AutoImageProcessor, Trainer, TrainingArguments
 
 from hf_balancemix.build import build_model
-from hf_balancemix.label_state import FILE_NAME
+from hf_balancemix.label_files import FILE_NAME
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from tests import tiny
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
 from hf_balancemix.data.noise import NoiseSpec, inject_noise
-from hf_balancemix.label_state import FILE_NAME, LabelState
+from hf_balancemix.label_files import FILE_NAME
+from hf_balancemix.label_state import LabelState
 from hf_balancemix.training import balancemix, multilabel, resumable
 from hf_balancemix.training.checkpoints import (
     FINAL_STATE,
@@ -467,7 +468,7 @@ def test_ctrl_c_before_the_first_checkpoint(tmp_path, warnings):
 
 
 def test_ctrl_c_in_the_refresh(tmp_path, finished, warnings, monkeypatch):
-    monkeypatch.setattr(balancemix, "predict_views", interrupt)
+    monkeypatch.setattr(balancemix, "refresh_statistics", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path).train()
     monkeypatch.undo()

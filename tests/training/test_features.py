@@ -11,8 +11,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
-from hf_balancemix.label_state import FILE_NAME, LabelState
-from hf_balancemix.training import balancemix
+from hf_balancemix.label_files import FILE_NAME
+from hf_balancemix.label_state import LabelState
+from hf_balancemix.training import statistics
 from hf_balancemix.training.checkpoints import FINAL_STATE
 from tests import tiny
 
@@ -278,18 +279,20 @@ def test_state_files(tmp_path, views):
     ],
 )
 def test_one_pass_per_epoch(tmp_path, monkeypatch, changes, passes):
-    calls, original = [], balancemix.predict_views
+    calls, original = [], statistics.predicted_views
 
     def counted(trainer, clean, augmented, epoch):
-        before = torch.get_rng_state()
-        logits = original(trainer, clean, augmented, epoch)
+        before, rows = torch.get_rng_state(), 0
+        for own, logits in original(trainer, clean, augmented, epoch):
+            assert logits.shape == (len(own), clean + augmented, 5)
+            assert not logits.requires_grad
+            rows += len(own)
+            yield own, logits
+        assert rows == ROWS
         assert torch.equal(before, torch.get_rng_state())  # nothing is drawn from the global generator
-        assert logits.shape == (ROWS, clean + augmented, 5)
-        assert not logits.requires_grad
         calls.append((clean, augmented, epoch))
-        return logits
 
-    monkeypatch.setattr(balancemix, "predict_views", counted)
+    monkeypatch.setattr(statistics, "predicted_views", counted)
     trainer = make(tmp_path, num_train_epochs=3, **{"warmup_epochs": 2, **changes})
     trainer.train()
     assert calls == passes
@@ -477,14 +480,7 @@ def test_if_every_posterior_is_one_the_step_is_a_warm_up_step(tmp_path, monkeypa
     for warmup in (1, 9):
         with monkeypatch.context() as patch:
             if warmup == 1:
-                fit = balancemix.label_posteriors
-
-                def certain(losses, labels, fit=fit, **options):
-                    found = fit(losses, labels, **options)
-                    found.posterior.fill_(1.0)
-                    return found
-
-                patch.setattr(balancemix, "label_posteriors", certain)
+                patch.setattr(statistics, "posteriors", lambda losses, *rest: torch.ones_like(losses))
             trainer = make(tmp_path, num_train_epochs=3, warmup_epochs=warmup, relabel_threshold=0.5)
             trainer.train()
             weights.append(tiny.weights_of(trainer.model))
