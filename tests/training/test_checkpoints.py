@@ -15,7 +15,7 @@ from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
 from hf_balancemix.data.noise import NoiseSpec, inject_noise
 from hf_balancemix.label_files import FILE_NAME
 from hf_balancemix.label_state import LabelState
-from hf_balancemix.training import balancemix, multilabel, resumable
+from hf_balancemix.training import balancemix, multilabel, resumable, statistics
 from hf_balancemix.training.checkpoints import (
     FINAL_STATE,
     complete_checkpoints,
@@ -105,14 +105,8 @@ def test_resume_is_exact_from_every_checkpoint(folder, finished):
 
 
 def test_the_mean_posterior_is_that_of_all_refreshes(tmp_path, monkeypatch):
-    seen, original = [], balancemix.label_posteriors
-
-    def recorded(*args, **kwargs):
-        fit = original(*args, **kwargs)
-        seen.append(fit.posterior.float())
-        return fit
-
-    monkeypatch.setattr(balancemix, "label_posteriors", recorded)
+    seen, original = [], statistics.posteriors
+    monkeypatch.setattr(statistics, "posteriors", lambda *args: seen.append(original(*args)) or seen[-1])
     trainer = make(tmp_path / "whole", num_train_epochs=4)
     trainer.train()
     trainer.prepare_epoch(4, final=True)  # changes nothing
