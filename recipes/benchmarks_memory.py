@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from hf_balancemix.label_state import LabelState
-from hf_balancemix.method import class_confidence, draw, instance_score, sampling_probability
+from hf_balancemix.method import SparseLabels, class_confidence, draw, instance_score, sampling_probability
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
-from hf_balancemix.training.balancemix import BalanceMixTrainer
 from hf_balancemix.training.diagnostics import early_warnings, refresh_diagnostics
 from hf_balancemix.training.refresh import predicted_bytes, state_bytes
+from hf_balancemix.training.statistics import refresh_statistics, views_of_pass
+
+_POSITIVES = 3  # of a row
 
 
 def main() -> None:
@@ -109,26 +110,22 @@ def state(num_rows: int, num_labels: int) -> dict[str, float]:
     }
 
 
-def refresh(num_rows: int, num_labels: int) -> dict[str, float]:
-    """Measure what the statistics and diagnostics of a second refresh need, schedule "epoch", and predict it."""
-    names, shape = tuple(map(str, range(num_labels))), (num_rows, num_labels)
-    args = BalanceMixTrainingArguments(output_dir=".", relabel_views="epoch", report_to="none")
-    built = LabelState(_labels(*shape, 3), names)
-    built.add_posterior(torch.rand(shape))
-    built.set_confidence(torch.rand(shape), args.relabel_threshold)
+def refresh(num_rows: int, num_labels: int, views: str = "epoch") -> dict[str, float]:
+    """Measure what the statistics and diagnostics of a second refresh need, and predict it."""
+    shape = num_rows, num_labels
+    args = BalanceMixTrainingArguments(output_dir=".", relabel_views=views, report_to="none")
+    built = _state(num_rows, num_labels, args)
 
     def work() -> None:
         before = copy.copy(built)
-        logits = torch.randn(num_rows, 3, num_labels)
-        trainer = SimpleNamespace(label_state=built, args=args)
-        BalanceMixTrainer._update_statistics(trainer, logits[:, :1], logits[:, 1:], True, False)
-        del logits
+        refresh_statistics(built, args, _batches(num_rows, num_labels, args))
         refresh_diagnostics(built, args, None, before)
         early_warnings(built, args, [])
 
+    refresh_statistics(_state(1000, num_labels, args), args, _batches(1000, num_labels, args))  # what stays allocated
     _, seconds, peak = measure(work)
     held = sum(tensor.numel() * tensor.element_size() for tensor in built.stored().values())
-    predicted = predicted_bytes(args, *shape)
+    predicted = predicted_bytes(args, *shape, _POSITIVES * num_rows)
     return {
         "rows": num_rows,
         "labels": num_labels,
@@ -138,6 +135,25 @@ def refresh(num_rows: int, num_labels: int) -> dict[str, float]:
         "peak_mb": peak / 1e6,
         "peak_predicted_mb": predicted[1] / 1e6,
     }
+
+
+def _state(num_rows: int, num_labels: int, args: Any) -> LabelState:
+    names = tuple(map(str, range(num_labels)))
+    if args.streams:
+        rows = torch.arange(num_rows).repeat_interleave(_POSITIVES)
+        classes = torch.randint(num_labels, rows.shape, generator=_generator())
+        return LabelState(SparseLabels.of(rows, classes, num_rows, num_labels), names)
+    built = LabelState(_labels(num_rows, num_labels, _POSITIVES), names)
+    built.add_posterior(torch.rand(num_rows, num_labels))
+    built.set_confidence(torch.rand(num_rows, num_labels), args.relabel_threshold)
+    return built
+
+
+def _batches(num_rows: int, num_labels: int, args: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Random logits with the views of a pass."""
+    clean, augmented = views_of_pass(args, refines=True, final=False)
+    for rows in torch.arange(num_rows).split(256):
+        yield rows, torch.randn(len(rows), clean + augmented, num_labels)
 
 
 def _labels(num_rows: int, num_labels: int, positives: int) -> torch.Tensor:

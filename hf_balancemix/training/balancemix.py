@@ -17,7 +17,8 @@ from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.checkpoints import save_final_state
 from hf_balancemix.training.diagnostics import early_warnings, refresh_diagnostics
 from hf_balancemix.training.multilabel import MultiLabelTrainer
-from hf_balancemix.training.statistics import mean_losses, posteriors, refresh_statistics
+from hf_balancemix.training.refresh import predicted_views
+from hf_balancemix.training.statistics import mean_losses, posteriors, refresh_statistics, views_of_pass
 
 logger = logging.get_logger(__name__)
 
@@ -77,7 +78,8 @@ class BalanceMixTrainer(MultiLabelTrainer):
         if state is None or state.prepared_epoch == epoch or not needed:
             return
         start, before = time.perf_counter(), copy.copy(state)  # a refresh makes new tensors: the copy keeps the old
-        non_monotone = refresh_statistics(self, epoch, refines, final)
+        batches = predicted_views(self, *views_of_pass(self.args, refines, final), epoch)
+        non_monotone = refresh_statistics(state, self.args, batches, refines, final)
         state.prepared_epoch = epoch
         seconds = time.perf_counter() - start
         measured = {"non_monotone_sets": non_monotone} if refines else {}

@@ -12,13 +12,11 @@ from tqdm.auto import tqdm
 from hf_balancemix.checks import check_finite_rows
 from hf_balancemix.data.pairs import ViewDataset, as_batch
 from hf_balancemix.label_state import LabelState
+from hf_balancemix.method.histogram import BINS
 
-# Measured: bytes per label that a refresh needs where labels are refined and where only the sampler is, and for each
-# label that is fitted at a time. `label_posteriors`, in float64, decides on them, and after it the diagnostics.
-_REFINED, _SAMPLED, _FITTED = 54, 14, 200
-_FITTED_TOGETHER = 2**19
-# The same of schedule "stream": per class, per image, and what does not grow.
-_COUNTED, _SCORED, _CHUNKS = 140_000, 32, 60_000_000
+# Measured: bytes per label that a refresh needs where labels are refined (its diagnostics need the most) and where
+# only the sampler is; with schedule "stream" bytes per class (its histograms) and per image; what does not grow.
+_REFINED, _SAMPLED, _COUNTED, _SCORED, _CHUNKS = 57, 4, 2 * BINS * 16, 65, 30_000_000
 
 
 @torch.no_grad()
@@ -157,7 +155,7 @@ def stream_bytes(num_rows: int, num_labels: int, positives: int) -> int:
 
 
 def predicted_bytes(args: Any, num_rows: int, num_labels: int, positives: int) -> tuple[int, int]:
-    """Predict the memory of BalanceMix's statistics, before training; measured within a fifth from 10^6 labels on.
+    """Predict the memory of BalanceMix's statistics, before training; measured within a fifth or 40 MB.
 
     Args:
         args: :class:`BalanceMixTrainingArguments`.
@@ -175,9 +173,9 @@ def predicted_bytes(args: Any, num_rows: int, num_labels: int, positives: int) -
         return (held, _SAMPLED * entries) if args.second_sampler == "minority" else (0, 0)
     if args.streams:
         return stream_bytes(num_rows, num_labels, positives), _COUNTED * num_labels + _SCORED * num_rows + _CHUNKS
-    views = {"epoch": 3, "reuse": 2}.get(args.relabel_views, 1) if args.needs_views else 1
-    held = state_bytes(num_rows, num_labels) + (4 * entries if views == 1 else 0)  # with predictions for an audit
-    return held, max(_REFINED * entries, (4 * views + 21) * entries + _FITTED * min(entries, _FITTED_TOGETHER))
+    views = args.needs_views and args.relabel_views != "step"
+    held = state_bytes(num_rows, num_labels) + (0 if views else 4 * entries)  # with predictions for an audit
+    return held, _REFINED * entries + _CHUNKS
 
 
 def broadcast_statistics(state: LabelState, args: Any) -> None:

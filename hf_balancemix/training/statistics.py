@@ -7,11 +7,13 @@ labels are put together. With ``relabel_views="stream"`` nothing is kept of any 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
 
+from hf_balancemix.label_state import LabelState
 from hf_balancemix.losses import label_losses
 from hf_balancemix.method import (
     LossHistogram,
@@ -24,7 +26,7 @@ from hf_balancemix.method import (
     sampling_probability,
     view_confidence,
 )
-from hf_balancemix.training.refresh import all_reduce, broadcast, gather_rows, predicted_views
+from hf_balancemix.training.refresh import all_reduce, broadcast, gather_rows
 
 _COUNTED_TOGETHER = 2**20  # losses; a histogram takes them faster in larger parts
 
@@ -65,20 +67,39 @@ class _Pass:
         return torch.cat(self.kept[name]) if name in self.kept else None
 
 
-def refresh_statistics(trainer: Any, epoch: int, refines: bool, final: bool) -> int:
-    """Bring the ``label_state`` of every process up to date with the model as it is now.
+def views_of_pass(args: Any, refines: bool, final: bool) -> tuple[bool, int]:
+    """Return whether the pass predicts unaugmented images, and how many augmented views of each.
 
     Args:
-        trainer: A :class:`BalanceMixTrainer`.
-        epoch: Seeds the augmented views.
+        args: :class:`BalanceMixTrainingArguments`.
         refines: Whether labels will be refined, and posteriors are needed.
-        final: Whether training is over; then predictions are kept, and the views of every schedule predicted.
+        final: Whether training is over; then every schedule predicts the augmented views.
+    """
+    augmented = 2 if refines and args.needs_views and (final or args.relabel_views != "step") else 0
+    return not (augmented and args.relabel_views in ("reuse", "stream")), augmented
+
+
+def refresh_statistics(
+    state: LabelState,
+    args: Any,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    refines: bool = True,
+    final: bool = False,
+) -> int:
+    """Bring the state, on every process alike, up to date with what the model predicts now.
+
+    Args:
+        state: Of the whole training set.
+        args: :class:`BalanceMixTrainingArguments`.
+        batches: Rows of this process and their logits, with the views of :func:`views_of_pass`, from
+            :func:`predicted_views`.
+        refines: Whether labels will be refined, and posteriors are needed.
+        final: Whether training is over; then predictions are kept.
 
     Returns:
         How many of the mixtures give a larger posterior to some larger loss.
     """
-    state, args = trainer.label_state, trainer.args
-    found = _predict(trainer, epoch, refines, final)
+    found = _collect(state, args, batches, refines, final)
     all_reduce(found.sums, "sum", args)
     presence, absence = mean_confidence(found.sums, state.positives(), len(state))
     state.class_confidence = torch.stack([absence, presence])
@@ -116,11 +137,11 @@ def mean_losses(views: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([label_losses(view, labels) for view in views.unbind(dim=1)]).mean(dim=0)
 
 
-def _predict(trainer: Any, epoch: int, refines: bool, final: bool) -> _Pass:
+def _collect(
+    state: LabelState, args: Any, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], refines: bool, final: bool
+) -> _Pass:
     """Go over this process's rows."""
-    state, args = trainer.label_state, trainer.args
-    augmented = 2 if refines and args.needs_views and (final or args.relabel_views != "step") else 0
-    clean = not (augmented and args.relabel_views in ("reuse", "stream"))
+    clean, augmented = views_of_pass(args, refines, final)
     keep = set()
     if not args.streams:
         keep |= {"losses"} if refines else set()
@@ -128,7 +149,7 @@ def _predict(trainer: Any, epoch: int, refines: bool, final: bool) -> _Pass:
         # Nothing reads them between refreshes; an audit takes them where there is no confidence, figures at the end.
         keep |= {"probs"} if final or (refines and not augmented) else set()
     found = _Pass(len(state.class_names), keep)
-    for rows, logits in predicted_views(trainer, clean, augmented, epoch):
+    for rows, logits in batches:
         labels, base = state.labels_of(rows), logits[:, :1] if clean else logits
         tables = {"probs": base.sigmoid().mean(dim=1)}
         found.sums += confidence_sums(tables["probs"], labels)

@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
 from hf_balancemix.label_files import FILE_NAME
 from hf_balancemix.label_state import LabelState
-from hf_balancemix.training import statistics
+from hf_balancemix.training import balancemix, statistics
 from hf_balancemix.training.checkpoints import FINAL_STATE
 from tests import tiny
 
@@ -279,7 +279,7 @@ def test_state_files(tmp_path, views):
     ],
 )
 def test_one_pass_per_epoch(tmp_path, monkeypatch, changes, passes):
-    calls, original = [], statistics.predicted_views
+    calls, original = [], balancemix.predicted_views
 
     def counted(trainer, clean, augmented, epoch):
         before, rows = torch.get_rng_state(), 0
@@ -292,7 +292,7 @@ def test_one_pass_per_epoch(tmp_path, monkeypatch, changes, passes):
         assert torch.equal(before, torch.get_rng_state())  # nothing is drawn from the global generator
         calls.append((clean, augmented, epoch))
 
-    monkeypatch.setattr(statistics, "predicted_views", counted)
+    monkeypatch.setattr(balancemix, "predicted_views", counted)
     trainer = make(tmp_path, num_train_epochs=3, **{"warmup_epochs": 2, **changes})
     trainer.train()
     assert calls == passes

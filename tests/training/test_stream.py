@@ -1,0 +1,144 @@
+"""Schedule "stream": nothing is kept of a label but itself, and each step follows from the mixtures."""
+
+import datasets
+import pytest
+import torch
+
+from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
+from hf_balancemix.data.columns import encode_labels
+from hf_balancemix.data.sparse_labels import encode_sparse
+from hf_balancemix.label_state import LabelState
+from hf_balancemix.method import Mixtures, mixture_posteriors, refine
+from hf_balancemix.training import statistics
+from hf_balancemix.training.checkpoints import FINAL_STATE
+from hf_balancemix.training.refresh import predict_views, stream_bytes
+from tests import tiny
+
+ROWS = 40
+TRAIN = tiny.tiny_dataset(ROWS)
+
+
+def make(folder, cls=BalanceMixTrainer, train=TRAIN, **changes):
+    options = {"learning_rate": 0.01, "relabel_views": "stream", "relabel_threshold": 0.55, **changes}
+    return cls(
+        tiny.tiny_vit(), tiny.arguments(folder, **options), train_dataset=train, processing_class=tiny.processor()
+    )
+
+
+def test_the_state_grows_with_rows_and_positives_alone(tmp_path):
+    trainer = make(tmp_path)
+    trainer.train()
+    state = trainer.label_state
+    held = sum(tensor.numel() * tensor.element_size() for tensor in state.stored().values())
+    assert held == stream_bytes(ROWS, 5, int(state.labels.sum()))
+    assert {name for name, tensor in state.stored().items() if tensor.numel() >= ROWS * 5} == set()
+    assert (state.probs, state.posterior, state.confidence, state.posterior_mean) == (None,) * 4
+    assert torch.equal(state.labels, torch.from_numpy(encode_labels(TRAIN, "labels").labels))
+
+
+def test_mixtures_are_those_of_reuse(tmp_path):
+    """Both fit them to the mean losses of the same two views."""
+    stream, reuse = (make(tmp_path / views, relabel_views=views) for views in ("stream", "reuse"))
+    for trainer in (stream, reuse):
+        trainer.train_dataloader = trainer.get_train_dataloader()
+        trainer.prepare_epoch(1)
+    assert torch.equal(stream.label_state.sampling_probability, reuse.label_state.sampling_probability)
+    logits = predict_views(reuse, False, 2, 1)
+    labels = reuse.label_state.labels
+    mixtures = Mixtures.unstacked(stream.label_state.mixtures)
+    found = mixture_posteriors(statistics.mean_losses(logits, labels), labels, mixtures)
+    torch.testing.assert_close(found, reuse.label_state.posterior, atol=0.002, rtol=0)
+    # The step computes the same from the logits of a batch.
+    rows = torch.tensor([3, 30, 3])
+    step = stream._stream_posterior(logits[rows], labels[rows].float())
+    torch.testing.assert_close(step, found[rows], atol=1e-5, rtol=0)
+
+
+def test_losses_beyond_the_fit_count_as_its_largest(tmp_path):
+    trainer = make(tmp_path)
+    trainer.train_dataloader = trainer.get_train_dataloader()
+    trainer.prepare_epoch(1)
+    mixtures = Mixtures.unstacked(trainer.label_state.mixtures)
+    labels = torch.tensor([[0.0], [1.0]]).repeat(1, 5)
+    far = torch.where(labels == 1, -90.0, 90.0)[:, None].repeat(1, 2, 1)
+    expected = mixture_posteriors(mixtures.high.float(), labels, mixtures)
+    torch.testing.assert_close(trainer._stream_posterior(far, labels), expected)
+
+
+def test_a_step_is_refined_by_the_posteriors_of_its_views(tmp_path, monkeypatch):
+    trainer = make(tmp_path, num_train_epochs=2)
+    seen = []
+    original = trainer._refined
+
+    def recorded(model, views, index):
+        refined = original(model, views, index)
+        if views.shape[1] == 2:
+            model.eval()
+            with torch.no_grad():
+                logits = torch.stack([model(pixel_values=view).logits for view in views.unbind(dim=1)], dim=1)
+            model.train()
+            labels = trainer.label_state.labels_of(index.cpu()).float()
+            posterior = trainer._stream_posterior(logits, labels)
+            expected = refine(labels, posterior, logits.sigmoid().mean(dim=1), 0.55)
+            for name, value in vars(refined).items():
+                torch.testing.assert_close(value, getattr(expected, name))
+            seen.append(refined.state.unique().tolist())
+        return refined
+
+    monkeypatch.setattr(trainer, "_refined", recorded)
+    trainer.train()
+    assert len(seen) == 2 * ROWS // 8  # both halves of each step of the second epoch, none of the first
+    assert {state for states in seen for state in states} == {0, 1, 2}
+
+
+def test_stopped_and_resumed_is_the_same_run(tmp_path):
+    whole = make(tmp_path / "whole", num_train_epochs=3, save_strategy="steps", save_steps=4)
+    whole.train()
+    for step in (4, 8, 12):
+        again = make(tmp_path / "whole", num_train_epochs=3, save_strategy="no")
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert tiny.same_weights(tiny.weights_of(again.model), tiny.weights_of(whole.model))
+        assert again.label_state.digest() == whole.label_state.digest()
+    kept, _ = LabelState.load(tmp_path / "whole" / FINAL_STATE)
+    assert kept.digest() == whole.label_state.digest()
+
+
+def test_plain_training_reads_sparse_labels_too(tmp_path):
+    weights = []
+    for views in ("stream", "epoch"):
+        trainer = make(tmp_path / views, MultiLabelTrainer, relabel_views=views)
+        trainer.train()
+        weights.append(tiny.weights_of(trainer.model))
+    assert tiny.same_weights(*weights)
+
+
+def test_groups_of_the_metrics_are_by_clean_counts(tmp_path):
+    stream, epoch = (make(tmp_path / views, relabel_views=views) for views in ("stream", "epoch"))
+    assert stream.clean_labels is None
+    assert stream.positives.tolist() == epoch.positives.tolist()
+    assert stream.positives.tolist() == encode_labels(TRAIN, "clean_labels").labels.sum(axis=0).tolist()
+
+
+@pytest.mark.parametrize("kind", ["ids", "names", "text", "multi_hot", "columns"])
+def test_sparse_labels_are_read_from_every_kind_of_column(kind):
+    table = encode_labels(TRAIN, "labels").labels
+    names = list(tiny.NAMES)
+    rows = [[names[k] for k in row.nonzero()[0]] for row in table]
+    columns = {
+        "ids": {"labels": [row.nonzero()[0].tolist() * 2 for row in table]},  # repeated ids count once
+        "names": {"labels": rows},
+        "text": {"labels": [", ".join(row) for row in rows]},
+        "multi_hot": {"labels": table.tolist()},
+        "columns": {name: table[:, k].tolist() for k, name in enumerate(names)},
+    }
+    dataset = datasets.Dataset.from_dict(columns[kind])
+    sparse, found = encode_sparse(dataset, names if kind == "columns" else None, names)
+    assert found == tuple(names)
+    assert torch.equal(sparse.dense(slice(None)), torch.from_numpy(table))
+
+
+def test_a_wrong_label_is_named_as_always():
+    dataset = datasets.Dataset.from_dict({"labels": [["ant"], ["bat"]]})
+    tiny.refused(
+        ValueError, ["Expected one of 1 class names", "'bat' in row 1"], encode_sparse, dataset, None, ["ant"]
+    )
