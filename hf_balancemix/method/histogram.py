@@ -29,7 +29,7 @@ CHUNK_ENTRIES = 2**17
 """Entries worked on together, in whole rows and at least one. Working memory: about 50 bytes per entry."""
 
 _NARROWEST = -40
-_SETS_MOVED = 256
+_SETS_MOVED = 64
 _FRACTION_BITS = 30  # no bin is narrower than the largest loss by more: floats do not resolve it
 
 

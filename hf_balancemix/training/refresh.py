@@ -16,7 +16,7 @@ from hf_balancemix.method.histogram import BINS
 
 # Measured: bytes per label that a refresh needs where labels are refined (its diagnostics need the most) and where
 # only the sampler is; with schedule "stream" bytes per class (its histograms) and per image; what does not grow.
-_REFINED, _SAMPLED, _COUNTED, _SCORED, _CHUNKS = 57, 4, 2 * BINS * 16, 65, 30_000_000
+_REFINED, _SAMPLED, _COUNTED, _SCORED, _CHUNKS = 57, 4, 2 * BINS * 16, 55, 30_000_000
 
 
 @torch.no_grad()
@@ -155,7 +155,7 @@ def stream_bytes(num_rows: int, num_labels: int, positives: int) -> int:
 
 
 def predicted_bytes(args: Any, num_rows: int, num_labels: int, positives: int) -> tuple[int, int]:
-    """Predict the memory of BalanceMix's statistics, before training; measured within a fifth or 40 MB.
+    """Predict the memory of BalanceMix's statistics, before training; measured within a fifth or 50 MB.
 
     Args:
         args: :class:`BalanceMixTrainingArguments`.

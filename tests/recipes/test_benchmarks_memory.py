@@ -22,7 +22,7 @@ def test_predicted_memory_is_measured(views, rows):
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     found = json.loads(output.splitlines()[-1])
     assert found["state_mb"] == pytest.approx(found["state_predicted_mb"], rel=0.01)
-    assert found["peak_mb"] == pytest.approx(found["peak_predicted_mb"], rel=0.2, abs=40)
+    assert found["peak_mb"] == pytest.approx(found["peak_predicted_mb"], rel=0.2, abs=50)
 
 
 def arguments(**changes):
