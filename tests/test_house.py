@@ -12,7 +12,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 LAYERS = (
     ("__init__", "__main__"),
     ("cli",),
-    ("compare",),
+    ("compare", "benchmark"),
     ("recipe",),
     ("command_line",),
     ("config_file",),

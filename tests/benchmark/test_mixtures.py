@@ -1,12 +1,14 @@
-"""`recipes/benchmark.py`: what it prints, and that it measures against an independent fit."""
+"""`recipes/benchmark.py mixtures`: what it prints, and that it measures against an independent fit."""
 
 import json
 
 import pytest
 import torch
 
+from hf_balancemix.benchmark import main
+from hf_balancemix.benchmark.figures import Figure
+from hf_balancemix.benchmark.mixtures import noisy_losses, one_by_one
 from hf_balancemix.method import label_posteriors
-from recipes.benchmark import Figure, main, noisy_losses, one_by_one
 
 
 def test_a_figure_stands_beside_its_bar():

@@ -1,0 +1,105 @@
+"""How long the parts of BalanceMix take and how much memory they need, each figure beside its bar.
+
+    python recipes/benchmark.py mixtures
+    python recipes/benchmark.py epoch --json > epoch.json
+
+mixtures: refit all mixtures and compute all posteriors, at the size of COCO, against a loop of scikit-learn's
+`GaussianMixture` in the same run. Takes 1 to 4 minutes, nearly all of it scikit-learn's.
+
+epoch: whole epochs of every schedule against those of plain BCE, pictures in memory, and where the time goes.
+
+memory: what the label state takes and what a refresh needs, at a growing number of images.
+
+Other work on the machine slows everything down: the ratios within one run are the figures to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+from hf_balancemix.benchmark.epoch import epoch
+from hf_balancemix.benchmark.figures import machine
+from hf_balancemix.benchmark.memory import memory
+from hf_balancemix.benchmark.mixtures import COCO, mixtures
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message[:1].upper()}{message[1:]}. {self.prog} --help lists the options.\n")
+
+
+def _above_zero(word: str) -> int:
+    if not word.isdecimal() or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {word!r}")
+    return int(word)
+
+
+def _add(commands: Any, measure: Any, text: str, style: dict[str, Any], sizes: dict[str, tuple[int, str]]) -> Any:
+    """Add a benchmark, named as its function, with options that are whole numbers above 0."""
+    command = commands.add_parser(measure.__name__, help=text, **style)
+    for name, (default, meaning) in sizes.items():
+        command.add_argument(f"--{name}", type=_above_zero, default=default, help=f"{meaning} (%(default)s)")
+    command.set_defaults(measure=measure)
+    return command
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure what the command line names; a mistake in it ends in one line and exit status 2.
+
+    Args:
+        words: By default those of this process.
+    """
+    style: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = _Parser(description=__doc__, **style)
+    commands = parser.add_subparsers(metavar="BENCHMARK", required=True)
+    _add(
+        commands,
+        mixtures,
+        "mixtures and posteriors at the size of COCO",
+        style,
+        {
+            "rows": (COCO[0], "images"),
+            "classes": (COCO[1], "classes"),
+            "repeats": (5, "runs before, and after, the loop"),
+        },
+    )
+    command = _add(
+        commands,
+        epoch,
+        "whole epochs of every schedule beside plain BCE",
+        style,
+        {
+            "images": (256, "training images"),
+            "batch": (32, "images per step"),
+            "size": (96, "pixels per side"),
+            "rounds": (3, "epochs of each"),
+        },
+    )
+    command.add_argument("--backbone", default="resnet18", help="timm name (%(default)s)")
+    _add(
+        commands,
+        memory,
+        "the label state and a refresh at growing size",
+        style,
+        {
+            "rows": (COCO[0], "images of the largest set of schedule epoch; stream takes 16 times as many"),
+            "classes": (COCO[1], "classes"),
+        },
+    )
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    options = parser.parse_args(words)
+    title, figures = options.measure(options)
+    facts = machine()
+    if options.json:
+        found = [asdict(figure) | {"met": figure.met} for figure in figures]
+        text = json.dumps({"title": title, "figures": found, "machine": facts}, indent=1, ensure_ascii=False)
+    else:
+        about = ", ".join(f"{name} {value}" for name, value in facts.items())
+        text = "\n".join([title, *(figure.line() for figure in figures), about])
+    sys.stdout.write(text + "\n")

@@ -1,0 +1,103 @@
+"""What the label state takes and what a refresh needs, at a growing number of images (Linux)."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from tqdm import tqdm
+
+from hf_balancemix.benchmark.figures import Figure, peak_memory
+from hf_balancemix.label_state import LabelState
+from hf_balancemix.method import SparseLabels
+from hf_balancemix.training.arguments import BalanceMixTrainingArguments
+from hf_balancemix.training.diagnostics import early_warnings, refresh_diagnostics
+from hf_balancemix.training.refresh import predicted_bytes
+from hf_balancemix.training.statistics import refresh_statistics, views_of_pass
+
+POSITIVES = 3
+"""Of a row."""
+
+
+def memory(options: argparse.Namespace) -> tuple[str, list[Figure]]:
+    """Measure schedules "epoch" and "stream" at three sizes each, in a process of its own each."""
+    k = options.classes
+    sizes = [("epoch", max(1, options.rows // part)) for part in (4, 2, 1)]
+    sizes += [("stream", options.rows * times) for times in (1, 4, 16)]
+    figures = []
+    for views, rows in tqdm(sizes, desc="refreshes", disable=None):
+        # Memory that an earlier measurement has freed would be taken again unseen.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+            found = alone.submit(refresh, rows, k, views).result()
+        name = f"{views}, {rows:,} images"
+        bar = rows * (4 * k + 24) / 1e6 if views == "epoch" else None
+        figures += [
+            Figure(f"{name}: state", found["state"], "MB", at_most=bar),
+            Figure(f"{name}: refresh, at its peak", found["peak"], "MB"),
+            Figure(f"{name}: the same, predicted", found["predicted_peak"], "MB"),
+        ]
+    return f"Statistics of N images × {k} classes, {POSITIVES} positives in each", figures
+
+
+def refresh(num_rows: int, num_labels: int, views: str = "epoch") -> dict[str, float]:
+    """Measure, and predict, what the state takes and a second refresh with its diagnostics needs in addition, in MB.
+
+    Args:
+        num_rows: N.
+        num_labels: K.
+        views: Schedule.
+    """
+    args = BalanceMixTrainingArguments(output_dir=".", relabel_views=views, report_to="none")
+    state = _state(num_rows, num_labels, args)
+
+    def work() -> None:
+        before = copy.copy(state)
+        refresh_statistics(state, args, _batches(num_rows, num_labels, args))
+        refresh_diagnostics(state, args, None, before)
+        early_warnings(state, args, [])
+
+    few = min(1000, num_rows)
+    refresh_statistics(_state(few, num_labels, args), args, _batches(few, num_labels, args))  # what stays allocated
+    _, peak = peak_memory(work)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in state.stored().values())
+    predicted = predicted_bytes(args, num_rows, num_labels, POSITIVES * num_rows)
+    return {
+        "state": held / 1e6,
+        "predicted_state": predicted[0] / 1e6,
+        "peak": max(0.0, peak),
+        "predicted_peak": predicted[1] / 1e6,
+    }
+
+
+def _state(num_rows: int, num_labels: int, args: BalanceMixTrainingArguments) -> LabelState:
+    names = tuple(map(str, range(num_labels)))
+    if args.streams:
+        rows = torch.arange(num_rows).repeat_interleave(POSITIVES)
+        classes = torch.randint(num_labels, rows.shape, generator=_generator())
+        return LabelState(SparseLabels.of(rows, classes, num_rows, num_labels), names)
+    built = LabelState(_labels(num_rows, num_labels), names)
+    built.add_posterior(torch.rand(num_rows, num_labels))
+    built.set_confidence(torch.rand(num_rows, num_labels), args.relabel_threshold)
+    return built
+
+
+def _batches(
+    num_rows: int, num_labels: int, args: BalanceMixTrainingArguments
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Random logits with the views of a pass."""
+    clean, augmented = views_of_pass(args, refines=True, final=False)
+    for rows in torch.arange(num_rows).split(256):
+        yield rows, torch.randn(len(rows), clean + augmented, num_labels)
+
+
+def _labels(num_rows: int, num_labels: int) -> torch.Tensor:
+    labels = torch.zeros(num_rows, num_labels, dtype=torch.uint8)
+    return labels.scatter_(1, torch.randint(num_labels, (num_rows, POSITIVES), generator=_generator()), 1)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
