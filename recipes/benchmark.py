@@ -2,9 +2,13 @@
 
     OMP_NUM_THREADS=2 python recipes/benchmark.py mixtures
     python recipes/benchmark.py mixtures --json > mixtures.json
+    python recipes/benchmark.py images --gpu_images_per_second 1000
 
 mixtures: refit all mixtures and compute all posteriors, at the size of COCO, against a loop of scikit-learn's
 `GaussianMixture` in the same run. Takes 1 to 4 minutes, nearly all of it scikit-learn's.
+
+images: from a JPEG to normalised pixels, for each stage and decoder, with and without --image_cache, and the cores
+that a GPU needs. Takes half a minute.
 
 Other work on the machine slows everything down: the ratios within one run are the figures to compare.
 """
@@ -14,6 +18,7 @@ import json
 import math
 import os
 import platform
+import runpy
 import statistics
 import time
 import warnings
@@ -169,6 +174,13 @@ def mixtures(options: argparse.Namespace) -> tuple[str, list[Figure]]:
     ]
 
 
+def images(options: argparse.Namespace) -> tuple[str, list[Figure]]:
+    """Time the stages between a file and the model."""
+    measure = runpy.run_path(str(Path(__file__).with_name("benchmarks_images.py")))["measure"]
+    title, found = measure(options)
+    return title, [Figure(*figure[:2], unit=figure[2]) for figure in found]
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message[:1].upper()}{message[1:]}. {self.prog} --help lists the options.\n")
@@ -196,6 +208,15 @@ def main(words: Sequence[str] | None = None) -> None:
         "--repeats", type=_above_zero, default=5, help="runs before, and after, the loop (%(default)s)"
     )
     command.set_defaults(measure=mixtures)
+    command = commands.add_parser("images", help="reading, resizing and augmenting images", **style)
+    for name, default, text in (
+        ("images", 32, "in a batch"),
+        ("rounds", 9, "times that each stage is measured"),
+        ("image_size", 448, "pixels per side"),
+        ("gpu_images_per_second", 1000, "that the GPU trains on, without any method"),
+    ):
+        command.add_argument(f"--{name}", type=_above_zero, default=default, help=f"{text} (%(default)s)")
+    command.set_defaults(measure=images)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print JSON in place of a table")
     options = parser.parse_args(words)
