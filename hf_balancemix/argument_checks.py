@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 from hf_balancemix.messages import nearest
@@ -57,6 +58,10 @@ def check_trainer_arguments(args: Any) -> None:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"Expected `{name}` of at least 1, found {getattr(args, name)}.")
+    if args.image_cache is not None and (not args.image_cache or os.path.isfile(os.path.expanduser(args.image_cache))):
+        raise ValueError(
+            f"Expected a folder as `image_cache`, found {args.image_cache!r}. Name one; it is made if needed."
+        )
     config = args.accelerator_config
     if config.get("split_batches") if isinstance(config, dict) else getattr(config, "split_batches", False):
         raise ValueError(

@@ -8,6 +8,9 @@ mixtures: refit all mixtures and compute all posteriors, at the size of COCO, ag
 
 epoch: whole epochs of every schedule against those of plain BCE, pictures in memory, and where the time goes.
 
+images: from a JPEG to normalised pixels, for each stage and decoder, with and without --image_cache, and the cores
+that a GPU needs. Takes half a minute.
+
 memory: what the label state takes and what a refresh needs, at a growing number of images.
 
 Other work on the machine slows everything down: the ratios within one run are the figures to compare.
@@ -24,6 +27,7 @@ from typing import Any, NoReturn
 
 from hf_balancemix.benchmark.epoch import epoch
 from hf_balancemix.benchmark.figures import machine
+from hf_balancemix.benchmark.images import images
 from hf_balancemix.benchmark.memory import memory
 from hf_balancemix.benchmark.mixtures import COCO, mixtures
 
@@ -81,6 +85,13 @@ def main(words: Sequence[str] | None = None) -> None:
         },
     )
     command.add_argument("--backbone", default="resnet18", help="timm name (%(default)s)")
+    sizes = {
+        "images": (32, "in a batch"),
+        "rounds": (9, "times that each stage is measured"),
+        "image_size": (448, "pixels per side"),
+        "gpu_images_per_second": (1000, "that the GPU trains on, without any method"),
+    }
+    _add(commands, images, "reading, resizing and augmenting images", style, sizes)
     _add(
         commands,
         memory,

@@ -104,6 +104,15 @@ def stored_paths(dataset: datasets.Dataset, column: str) -> tuple[list[str | Non
     return paths, embedded
 
 
+def file_stamp(path: str | None) -> tuple[str | None, int, int]:
+    """Return path, size and time of change of a file; zeros where there is no local one."""
+    try:
+        state = os.stat(path or "")
+    except (OSError, ValueError):  # missing, remote, or no path at all
+        return path, 0, 0
+    return path, state.st_size, state.st_mtime_ns
+
+
 def image_names(dataset: datasets.Dataset, image_column: str) -> list[str]:
     """Name each of the N images: by its path, embedded or not; else by its ``id``, else as "row 17"."""
     check_dataset(dataset, "image")
@@ -138,7 +147,7 @@ def drop_unreadable(
     if not _holds_images(dataset, column):
         return dataset, []
     paths, embedded = stored_paths(dataset, column)
-    known: Any = [_stamp(path) for path, inside in zip(paths, embedded, strict=True) if not inside]
+    known: Any = [file_stamp(path) for path, inside in zip(paths, embedded, strict=True) if not inside]
     # Readable is what Pillow reads: another version may read more. The fingerprint stands for embedded bytes.
     key = Hasher.hash([known, PIL.__version__, dataset._fingerprint if any(embedded) else len(dataset)])
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_balancemix_images"
@@ -227,11 +236,3 @@ def _names_in(folder: str) -> set[str]:
             return {entry.name for entry in entries}
     except OSError:
         return set()
-
-
-def _stamp(path: str | None) -> tuple[str | None, int, int]:
-    try:
-        state = os.stat(path or "")
-    except (OSError, ValueError):  # missing, remote, or no path at all
-        return path, 0, 0
-    return path, state.st_size, state.st_mtime_ns

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from hf_balancemix.data.image_cache import open_image_cache
 from hf_balancemix.data.images import read_images
 from hf_balancemix.data.transforms import ImageTransform
 from hf_balancemix.method import draw, draw_lambda
@@ -102,12 +103,24 @@ class ImageRows:
         image_column: Name of its image column.
         transform: Gives the geometry (size) of the pixels.
         cache: Keep all N images in memory after the first read: N·3·H·W bytes.
+        cache_dir: Folder in which they are kept for other runs (``open_image_cache``); no pixel changes by it.
     """
 
-    def __init__(self, dataset: Any, image_column: str, transform: ImageTransform, cache: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        image_column: str,
+        transform: ImageTransform,
+        cache: bool = False,
+        cache_dir: str | None = None,
+    ) -> None:
         self.rows = dataset.select_columns([image_column])
         self.column, self.transform = image_column, transform
-        self.pixels = self._read(range(len(dataset))) if cache else None
+        self.pixels: Any = None
+        if cache_dir is not None:
+            self.pixels = open_image_cache(cache_dir, self.rows, image_column, transform.geometry, self._read)
+        if cache:
+            self.pixels = self[range(len(dataset))]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -184,7 +184,7 @@ class MultiLabelTrainer(ResumableTrainer):
 
     def _image_rows(self, dataset: Any) -> ImageRows:
         column = self.args.image_column or find_image_column(dataset)
-        return ImageRows(dataset, column, self.transform, self.args.cache_images)
+        return ImageRows(dataset, column, self.transform, self.args.cache_images, self.args.image_cache)
 
     def _epoch(self) -> int:
         return int(self.state.epoch or 0)
@@ -220,6 +220,11 @@ class MultiLabelTrainer(ResumableTrainer):
                 remove_final_state(args.output_dir)
         if self._train_images is None:
             self._train_images = self._image_rows(self.train_dataset)
+            if args.image_cache is not None:  # a full disk shows now, not after an epoch
+                sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+                for dataset in sets.values():
+                    if dataset is not None:
+                        self._eval_set(dataset, labelled=True)
         return self._get_dataloader(
             dataset=self._pair_dataset(self._train_images),
             description="Training",
@@ -243,6 +248,19 @@ class MultiLabelTrainer(ResumableTrainer):
 
     def _plain_dataloader(self, dataset: Any, labelled: bool) -> DataLoader:
         synchronise_buffers(self.model, self.args)  # every evaluation begins with its loader
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return self._get_dataloader(
+                dataset=self._eval_set(dataset, labelled),
+                description="Evaluation",
+                batch_size=self.args.eval_batch_size,
+                sampler_fn=self._get_eval_sampler,
+                dataloader_key=str(id(dataset)),
+            )
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def _eval_set(self, dataset: Any, labelled: bool) -> EvalDataset:
         key = id(dataset)
         if key not in self._eval_sets:
             checks.check_dataset(dataset, "evaluation")
@@ -251,17 +269,7 @@ class MultiLabelTrainer(ResumableTrainer):
                 labels = torch.from_numpy(evaluation_labels(stored, self._encode(stored, self.args)))
             # The data set is kept beside its reader, so that no other object gets its id.
             self._eval_sets[key] = (dataset, EvalDataset(self._image_rows(stored), self.transform, labels))
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return self._get_dataloader(
-                dataset=self._eval_sets[key][1],
-                description="Evaluation",
-                batch_size=self.args.eval_batch_size,
-                sampler_fn=self._get_eval_sampler,
-                dataloader_key=str(key),
-            )
-        finally:
-            self.args.dataloader_drop_last = drop_last
+        return self._eval_sets[key][1]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Predict and measure, with the averaged weights as well if there are any."""
