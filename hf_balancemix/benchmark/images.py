@@ -13,6 +13,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,7 @@ def _measure(options: Namespace, folder: Path) -> tuple[str, list[Figure]]:
     decoders = available_decoders()
     used = next(iter(decoders))
     stages: dict[str, Callable[[], Any]] = {
-        **{
-            f"decode: {name}": lambda d=decode: [d(content) for content in contents]
-            for name, decode in decoders.items()
-        },
+        **{f"decode: {name}": partial(_all, decode, contents) for name, decode in decoders.items()},
         "resize": lambda: transform.resize(pictures),
         "resize, timm's processor": lambda: of_timm(options.image_size).resize(pictures),
         "read from the image cache": lambda: cached[rows],
@@ -118,6 +116,10 @@ def _measure(options: Namespace, folder: Path) -> tuple[str, list[Figure]]:
             needed = cores(parts, reading, times["augment"], times["normalise"], speed)
             figures.append((f"cores for {name}{cache}", needed, ""))
     return title, [Figure(*figure) for figure in figures]
+
+
+def _all(decode: Decoder, contents: list[bytes]) -> list[Any]:
+    return [decode(content) for content in contents]
 
 
 def cores(parts: tuple[int, int, int, float], read: float, augment: float, normalise: float, speed: float) -> float:
@@ -171,7 +173,9 @@ def jpeg(picture: PIL.Image.Image, quality: int) -> bytes:
 def of_timm(size: int) -> ImageTransform:
     """As a timm model with its own head has it, which resizes with Pillow."""
     name = "resnet50.tv_in1k"
-    config = TimmWrapperConfig(architecture="resnet50", pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    settings: Any = timm.get_pretrained_cfg(name)
+    make: Any = TimmWrapperConfig
+    config = make(architecture="resnet50", pretrained_cfg=settings.to_dict())
     return ImageTransform(timm_processor(config, size))
 
 
@@ -203,5 +207,5 @@ def available_decoders() -> dict[str, Decoder]:
             loaded = importlib.import_module(module)
         except (ImportError, OSError, RuntimeError):  # torchcodec looks for libraries of FFmpeg
             continue
-        found[name] = lambda content, m=loaded, d=decode: d(m, content)
+        found[name] = partial(decode, loaded)
     return found
