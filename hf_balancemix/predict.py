@@ -210,7 +210,7 @@ def predict_probs(
     transform = ImageTransform(processor, "none")
     rows = ImageRows(dataset, find_image_column(dataset), transform)
     loader: Any = DataLoader(
-        _Rows(rows, transform, None),
+        _Rows(rows, None),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=cast(Any, as_batch),
@@ -222,7 +222,8 @@ def predict_probs(
             raise batch
         # Not around the `yield`: the caller's code would run without gradients too.
         with torch.no_grad():
-            logits = model(pixel_values=batch["pixel_values"].to(model.device, model.dtype)).logits
+            pixels = transform.finish(batch["pixel_values"].to(model.device))
+            logits = model(pixel_values=pixels.to(model.dtype)).logits
         probs = logits.float().sigmoid().cpu().numpy()
         yield start, probs
         start += len(probs)

@@ -4,6 +4,9 @@ One sampler yields *items* ``(members, token, views)``: the rows that belong tog
 random half and the minority half for BalanceMix), a token from which the pair's augmentation and mixing coefficient
 follow, and how many augmented views to draw. Whole items travel through samplers, ranks and workers, so a pair is
 never taken apart, and what happens to it does not depend on how pairs are batched.
+
+Pixels travel as bytes, a quarter of what floats would take between processes and to the device;
+``ImageTransform.finish`` normalises them there.
 """
 
 from __future__ import annotations
@@ -142,7 +145,7 @@ class ImageRows:
 class PairDataset(Dataset[dict[str, torch.Tensor]]):
     """Turns a batch of items into tensors: both halves are read in one call and augmented by the pair's token.
 
-    ``__getitems__`` gives a ready batch: ``pixel_values`` (B, members, views, 3, H, W) float32, ``index``
+    ``__getitems__`` gives a ready batch: ``pixel_values`` (B, members, views, 3, H, W) uint8, ``index``
     (B, members) int64, ``mix_lambda`` (B,) float32: in [1/2, 1] (Eq. 5), or in [0, 1] if it is not ``folded``.
     """
 
@@ -160,7 +163,7 @@ class PairDataset(Dataset[dict[str, torch.Tensor]]):
         batch, members, views = len(items), len(items[0][0]), items[0][2]
         seeds = [(token, m, v) for _, token, _ in items for m in range(members) for v in range(views)]
         pixels = self.images[index].repeat_interleave(views, dim=0)
-        pixels = self.transform.finish(self.transform.augment(pixels, seeds))
+        pixels = self.transform.augment(pixels, seeds)
         return {
             "pixel_values": pixels.unflatten(0, (batch, members, views)),
             "index": torch.tensor(index).view(batch, members),
@@ -173,11 +176,11 @@ class PairDataset(Dataset[dict[str, torch.Tensor]]):
 class ViewDataset(Dataset[dict[str, torch.Tensor]]):
     """Every training image once: an unaugmented view and seeded augmented views, for the pass at the epoch's start.
 
-    ``__getitems__`` gives ``pixel_values`` (n, views, 3, H, W). Views depend on (seed, epoch, row, view) alone.
+    ``__getitems__`` gives uint8 ``pixel_values`` (n, views, 3, H, W). Views depend on (seed, epoch, row, view) alone.
 
     Args:
         images: Where the pixels come from.
-        transform: Augmentation and normalisation.
+        transform: Augmentation.
         clean: Whether the first view is the plain image.
         augmented: How many augmented views follow.
         seed: Seed of the run.
@@ -201,22 +204,21 @@ class ViewDataset(Dataset[dict[str, torch.Tensor]]):
             seeds = [(*self.key, row, v) for row in index for v in range(self.augmented)]
             repeated = self.transform.augment(pixels.repeat_interleave(self.augmented, dim=0), seeds)
             parts.append(repeated.unflatten(0, (len(index), self.augmented)))
-        views = torch.cat(parts, dim=1)
-        return {"pixel_values": self.transform.finish(views.flatten(0, 1)).unflatten(0, views.shape[:2])}
+        return {"pixel_values": torch.cat(parts, dim=1)}
 
 
 class EvalDataset(Dataset[dict[str, torch.Tensor]]):
-    """Plain images with their labels, if there are any: ``pixel_values`` (n, 3, H, W), ``labels`` (n, K) float32."""
+    """Plain images with their labels, if any: ``pixel_values`` (n, 3, H, W) uint8, ``labels`` (n, K) float32."""
 
-    def __init__(self, images: ImageRows, transform: ImageTransform, labels: torch.Tensor | None) -> None:
-        self.images, self.transform, self.labels = images, transform, labels
+    def __init__(self, images: ImageRows, labels: torch.Tensor | None) -> None:
+        self.images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, index: Sequence[int]) -> dict[str, torch.Tensor]:
         """Read one batch of rows."""
-        batch = {"pixel_values": self.transform.finish(self.images[index])}
+        batch = {"pixel_values": self.images[index]}
         if self.labels is not None:
             batch["labels"] = self.labels[list(index)].float()
         return batch

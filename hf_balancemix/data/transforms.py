@@ -97,9 +97,10 @@ class ImageTransform:
         return AUGMENTATIONS[self.augmentation](pixels, seeds)
 
     def finish(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (n, 3, H, W) float32: rescaled and normalised as the processor does."""
+        """Return (..., 3, H, W) float32 on the pixels' device: rescaled and normalised as the processor does."""
+        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
         # In place: fresh memory for each step takes longer than all the arithmetic.
-        return pixels.to(torch.float32, copy=True).mul_(self.scale).sub_(self.mean).div_(self.std)
+        return pixels.to(torch.float32, copy=True).mul_(self.scale).sub_(mean).div_(std)
 
 
 def as_rgb(image: Any) -> Any:

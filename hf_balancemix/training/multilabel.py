@@ -268,7 +268,7 @@ class MultiLabelTrainer(ResumableTrainer):
             if labelled or has_label_column(stored, self.args.label_column):
                 labels = torch.from_numpy(evaluation_labels(stored, self._encode(stored, self.args)))
             # The data set is kept beside its reader, so that no other object gets its id.
-            self._eval_sets[key] = (dataset, EvalDataset(self._image_rows(stored), self.transform, labels))
+            self._eval_sets[key] = (dataset, EvalDataset(self._image_rows(stored), labels))
         return self._eval_sets[key][1]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -276,6 +276,14 @@ class MultiLabelTrainer(ResumableTrainer):
         return self.average.evaluate(super().evaluation_loop, *args, **kwargs)
 
     # ---- one step ----
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device, and normalise its images there: until then they are bytes."""
+        inputs = super()._prepare_inputs(inputs)
+        if inputs["pixel_values"].dtype == torch.uint8:
+            # Again for what DeepSpeed wants of floats.
+            inputs["pixel_values"] = self._prepare_input(self.transform.finish(inputs["pixel_values"]))
+        return inputs
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -119,7 +119,7 @@ def test_a_worker_gives_the_same_single_message(folder, monkeypatch):
     transform = ImageTransform(tiny.processor())
     messages = []
     for workers in (0, 1):
-        rows = EvalDataset(ImageRows(dataset, "image", transform), transform, None)
+        rows = EvalDataset(ImageRows(dataset, "image", transform), None)
         with pytest.raises(UnreadableImageError) as error:
             list(DataLoader(rows, batch_size=2, num_workers=workers, collate_fn=as_batch))
         messages.append(str(error.value))

@@ -166,7 +166,7 @@ def test_views_depend_on_seed_epoch_and_row_only(images):
     whole = views.__getitems__(list(range(N)))["pixel_values"]
     assert whole.shape == (N, 3, 3, tiny.SIZE, tiny.SIZE)
     assert torch.equal(views.__getitems__([9, 4])["pixel_values"], whole[[9, 4]])
-    assert torch.equal(whole[:, 0], transform().finish(images[range(N)]))
+    assert torch.equal(whole[:, 0], images[range(N)])
     assert not torch.equal(whole[:, 1], whole[:, 2])
     other = ViewDataset(images, transform(), clean=False, augmented=2, seed=0, epoch=4)
     assert not torch.equal(other.__getitems__(list(range(N)))["pixel_values"], whole[:, 1:])
@@ -174,8 +174,9 @@ def test_views_depend_on_seed_epoch_and_row_only(images):
 
 def test_evaluation_sees_what_the_processor_gives(images):
     dataset = tiny.tiny_dataset(N)
-    batch = EvalDataset(images, transform(), torch.eye(N, 5)).__getitems__([3, 7])
+    batch = EvalDataset(images, torch.eye(N, 5)).__getitems__([3, 7])
     expected = tiny.processor()([dataset[3]["image"], dataset[7]["image"]], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(batch["pixel_values"], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(transform().finish(batch["pixel_values"]), expected, atol=1e-6, rtol=0)
+    assert batch["pixel_values"].dtype == torch.uint8
     assert batch["labels"].dtype == torch.float32
-    assert "labels" not in EvalDataset(images, transform(), None).__getitems__([3])
+    assert "labels" not in EvalDataset(images, None).__getitems__([3])

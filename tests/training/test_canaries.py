@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, Trainer, TrainingArguments
 
@@ -61,6 +62,28 @@ def test_random_state_is_restored_before_an_epoch_and_after_its_first_batch():
     source = inspect.getsource(Trainer._run_epoch)
     assert source.count("_load_rng_state") == 2
     assert source.index("_load_rng_state") < source.index("iter(train_dataloader)") < source.rindex("_load_rng_state")
+
+
+def test_every_batch_is_normalised_on_its_way_to_the_model(tmp_path):
+    """Loaders give bytes; `_prepare_inputs` has the last word on batches of training, evaluation and prediction."""
+    dataset, seen = tiny.tiny_dataset(16), []
+    args = tiny.arguments(tmp_path, num_train_epochs=1, augmentation="none", second_sampler="none")
+    trainer = MultiLabelTrainer(
+        tiny.tiny_resnet(), args, train_dataset=dataset, eval_dataset=dataset, processing_class=tiny.processor()
+    )
+    trainer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    expected = tiny.processor()(list(dataset["image"]), return_tensors="pt")["pixel_values"]
+    for work in (trainer.train, trainer.evaluate, lambda: trainer.predict(dataset)):
+        seen.clear()
+        work()
+        pixels = torch.cat(seen)
+        assert pixels.dtype == torch.float32
+        order = [int((expected - row).abs().flatten(1).amax(dim=1).argmin()) for row in pixels]
+        assert sorted(order) == list(range(16))
+        torch.testing.assert_close(pixels, expected[order], atol=1e-6, rtol=0)
+    assert next(iter(trainer.get_train_dataloader()))["pixel_values"].dtype == torch.uint8
 
 
 def test_accelerate_keeps_a_sampler_that_is_no_random_sampler(tmp_path):

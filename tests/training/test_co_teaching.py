@@ -48,7 +48,7 @@ def select(trainer, first, second):
 def batches(trainer):
     loader = trainer.get_train_dataloader()
     trainer.prepare_epoch(0)
-    return list(loader)
+    return [trainer._prepare_inputs(batch) for batch in loader]
 
 
 def plain_loss(network, inputs, number, chosen):
