@@ -13,6 +13,9 @@ that a GPU needs. Takes half a minute.
 
 memory: what the label state takes and what a refresh needs, at a growing number of images.
 
+simulate: what BalanceMix's own work takes on sets larger than this machine holds, continued from sizes that it does
+hold, on one core and on several ranks (Linux). Takes 2 to 4 minutes.
+
 Other work on the machine slows everything down: the ratios within one run are the figures to compare.
 """
 
@@ -30,6 +33,7 @@ from hf_balancemix.benchmark.figures import machine
 from hf_balancemix.benchmark.images import images
 from hf_balancemix.benchmark.memory import memory
 from hf_balancemix.benchmark.mixtures import COCO, mixtures
+from hf_balancemix.benchmark.simulate import simulate
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +45,13 @@ def _above_zero(word: str) -> int:
     if not word.isdecimal() or int(word) == 0:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {word!r}")
     return int(word)
+
+
+def _shape(word: str) -> tuple[int, int]:
+    rows, _, classes = word.partition("x")
+    if not (rows.isdecimal() and classes.isdecimal() and int(rows) and int(classes)):
+        raise argparse.ArgumentTypeError(f"expected images and classes such as 9000000x600, found {word!r}")
+    return int(rows), int(classes)
 
 
 def _add(commands: Any, measure: Any, text: str, style: dict[str, Any], sizes: dict[str, tuple[int, str]]) -> Any:
@@ -101,6 +112,20 @@ def main(words: Sequence[str] | None = None) -> None:
             "rows": (COCO[0], "images of the largest set of schedule epoch; stream takes 16 times as many"),
             "classes": (COCO[1], "classes"),
         },
+    )
+    sizes = {
+        "entries": (2**24, "labels of the largest pass measured"),
+        "rows": (2**23, "images of the largest sampling measured"),
+        "fits": (512, "classes of the largest fit measured"),
+        "rounds": (3, "times that each size is measured"),
+        "ranks": (8, "processes"),
+    }
+    command = _add(commands, simulate, "sets larger than this machine holds", style, sizes)
+    command.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        help="images x classes to continue to; may be repeated (9000000x600, 9000000x9600, 100000000x1000)",
     )
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print JSON in place of a table")

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Figure:
     unit: str = ""
     at_most: float | None = None
     at_least: float | None = None
+    details: dict[str, float] = field(default_factory=dict)
 
     @property
     def met(self) -> bool | None:
@@ -36,7 +37,7 @@ class Figure:
         """The figure, its bar, and whether it is met."""
         text = f"{self.name:<42}{self.value:>10.3g} {self.unit:<3}"
         if self.met is None:
-            return text.rstrip()
+            return ", ".join([text.rstrip(), *(f"{name} {value:.3g}" for name, value in self.details.items())])
         bar = f"≤ {self.at_most:g}" if self.at_least is None else f"≥ {self.at_least:g}"
         return f"{text}bar {bar}: {'met' if self.met else 'missed'}"
 
