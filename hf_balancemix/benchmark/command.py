@@ -24,16 +24,63 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 from hf_balancemix.benchmark.epoch import epoch
-from hf_balancemix.benchmark.figures import machine
+from hf_balancemix.benchmark.figures import Figure, machine
 from hf_balancemix.benchmark.images import images
 from hf_balancemix.benchmark.memory import memory
 from hf_balancemix.benchmark.mixtures import COCO, mixtures
 from hf_balancemix.benchmark.simulate import simulate
+
+BENCHMARKS: dict[Callable[[Any], tuple[str, list[Figure]]], tuple[str, dict[str, tuple[int, str]]]] = {
+    mixtures: (
+        "mixtures and posteriors at the size of COCO",
+        {
+            "rows": (COCO[0], "images"),
+            "classes": (COCO[1], "classes"),
+            "repeats": (5, "runs before, and after, the loop"),
+        },
+    ),
+    epoch: (
+        "whole epochs of every schedule beside plain BCE",
+        {
+            "images": (256, "training images"),
+            "batch": (32, "images per step"),
+            "size": (96, "pixels per side"),
+            "rounds": (3, "epochs of each"),
+        },
+    ),
+    images: (
+        "reading, resizing and augmenting images",
+        {
+            "images": (32, "in a batch"),
+            "rounds": (9, "times that each stage is measured"),
+            "image_size": (448, "pixels per side"),
+            "gpu_images_per_second": (1000, "that the GPU trains on, without any method"),
+        },
+    ),
+    memory: (
+        "the label state and a refresh at growing size",
+        {
+            "rows": (COCO[0], "images of the largest set of schedule epoch; stream takes 16 times as many"),
+            "classes": (COCO[1], "classes"),
+        },
+    ),
+    simulate: (
+        "sets larger than this machine holds",
+        {
+            "entries": (2**24, "labels of the largest pass measured"),
+            "rows": (2**23, "images of the largest sampling measured"),
+            "fits": (512, "classes of the largest fit measured"),
+            "rounds": (3, "times that each size is measured"),
+            "ranks": (8, "processes"),
+        },
+    ),
+}
+"""Each benchmark, what it measures, and its sizes: default and meaning."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,13 +101,20 @@ def _shape(word: str) -> tuple[int, int]:
     return int(rows), int(classes)
 
 
-def _add(commands: Any, measure: Any, text: str, style: dict[str, Any], sizes: dict[str, tuple[int, str]]) -> Any:
-    """Add a benchmark, named as its function, with options that are whole numbers above 0."""
-    command = commands.add_parser(measure.__name__, help=text, **style)
-    for name, (default, meaning) in sizes.items():
-        command.add_argument(f"--{name}", type=_above_zero, default=default, help=f"{meaning} (%(default)s)")
-    command.set_defaults(measure=measure)
-    return command
+def _parser() -> argparse.ArgumentParser:
+    style: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = _Parser(description=__doc__, **style)
+    commands = parser.add_subparsers(metavar="BENCHMARK", required=True)
+    for measure, (text, sizes) in BENCHMARKS.items():
+        command = commands.add_parser(measure.__name__, help=text, **style)
+        for name, (default, meaning) in sizes.items():
+            command.add_argument(f"--{name}", type=_above_zero, default=default, help=f"{meaning} (%(default)s)")
+        command.add_argument("--json", action="store_true", help="print JSON in place of a table")
+        command.set_defaults(measure=measure)
+    commands.choices["epoch"].add_argument("--backbone", default="resnet18", help="timm name (%(default)s)")
+    text = "images x classes to continue to, such as 9000000x600; may be repeated"
+    commands.choices["simulate"].add_argument("--shape", type=_shape, action="append", help=text)
+    return parser
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -69,67 +123,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Args:
         words: By default those of this process.
     """
-    style: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = _Parser(description=__doc__, **style)
-    commands = parser.add_subparsers(metavar="BENCHMARK", required=True)
-    _add(
-        commands,
-        mixtures,
-        "mixtures and posteriors at the size of COCO",
-        style,
-        {
-            "rows": (COCO[0], "images"),
-            "classes": (COCO[1], "classes"),
-            "repeats": (5, "runs before, and after, the loop"),
-        },
-    )
-    command = _add(
-        commands,
-        epoch,
-        "whole epochs of every schedule beside plain BCE",
-        style,
-        {
-            "images": (256, "training images"),
-            "batch": (32, "images per step"),
-            "size": (96, "pixels per side"),
-            "rounds": (3, "epochs of each"),
-        },
-    )
-    command.add_argument("--backbone", default="resnet18", help="timm name (%(default)s)")
-    sizes = {
-        "images": (32, "in a batch"),
-        "rounds": (9, "times that each stage is measured"),
-        "image_size": (448, "pixels per side"),
-        "gpu_images_per_second": (1000, "that the GPU trains on, without any method"),
-    }
-    _add(commands, images, "reading, resizing and augmenting images", style, sizes)
-    _add(
-        commands,
-        memory,
-        "the label state and a refresh at growing size",
-        style,
-        {
-            "rows": (COCO[0], "images of the largest set of schedule epoch; stream takes 16 times as many"),
-            "classes": (COCO[1], "classes"),
-        },
-    )
-    sizes = {
-        "entries": (2**24, "labels of the largest pass measured"),
-        "rows": (2**23, "images of the largest sampling measured"),
-        "fits": (512, "classes of the largest fit measured"),
-        "rounds": (3, "times that each size is measured"),
-        "ranks": (8, "processes"),
-    }
-    command = _add(commands, simulate, "sets larger than this machine holds", style, sizes)
-    command.add_argument(
-        "--shape",
-        type=_shape,
-        action="append",
-        help="images x classes to continue to; may be repeated (9000000x600, 9000000x9600, 100000000x1000)",
-    )
-    for command in commands.choices.values():
-        command.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    options = parser.parse_args(words)
+    options = _parser().parse_args(words)
     title, figures = options.measure(options)
     facts = machine()
     if options.json:

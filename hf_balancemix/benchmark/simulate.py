@@ -57,7 +57,7 @@ NETWORK = 1.25e9  # bytes per second, 10 Gb/s
 _SIZES, _FACTOR = 4, 4
 _TOGETHER = 2**20  # entries of the pass that are worked on at a time, as many as the refresh counts together
 _BATCH = 64  # pairs of a step
-_NOTES = """Processor time of one core, for schedule "stream": no images, no model, no files, only what BalanceMix adds.
+_NOTES = """Processor time of one core, schedule "stream": no images, no model, no files, only what BalanceMix adds.
 {positives:g} positives per image; 40% of them wrong, and as many missing. {rounds} rounds. Pass and refinement were
 measured up to {entries:,} labels, scores and draws up to {rows:,} images, fits up to {fits:,} classes.
 Seconds are a + b·N for labels, class confidence (Eq. 2), losses, histograms (Eq. 6) and refinement (of both halves at

@@ -136,12 +136,10 @@ class MultiLabelTrainer(ResumableTrainer):
         if unseen := [name for name, count in zip(self._class_names, self.positives, strict=True) if not count]:
             logger.warning(f"{len(unseen)} of {len(self._class_names)} classes have no positive: {unseen[:5]}.")
         if "clean_labels" in dataset.column_names:
-            if args.streams:
-                self.positives = encode_sparse(dataset, "clean_labels", self._class_names)[0].counts()
-                return
-            clean = encode_labels(dataset, "clean_labels", self._class_names)
-            self.clean_labels = torch.from_numpy(clean.labels)
-            self.positives = self.clean_labels.sum(dim=0, dtype=torch.int64)
+            self.positives = encode_sparse(dataset, "clean_labels", self._class_names)[0].counts()
+            if not args.streams:
+                clean = encode_labels(dataset, "clean_labels", self._class_names)
+                self.clean_labels = torch.from_numpy(clean.labels)
 
     def _encode(self, dataset: Any, args: BalanceMixTrainingArguments) -> LabelTable:
         table: LabelTable = self._named(encode_labels, dataset, args)

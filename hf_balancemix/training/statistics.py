@@ -156,7 +156,7 @@ def _collect(
         if refines:
             tables["losses"] = mean_losses(base, labels)
             found.count(tables["losses"], labels)
-        if augmented:
+        if "confidence" in keep:
             tables["confidence"] = view_confidence(*logits[:, -2:].unbind(dim=1))
         found.take(**tables)
     found.finish()
