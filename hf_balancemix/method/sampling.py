@@ -51,7 +51,8 @@ def class_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     presence_sum_of_negatives = overall_sum - presence_sum
     negatives = len(labels) - positives
     presence = presence_sum / positives.clamp(min=1)
-    absence = (negatives - presence_sum_of_negatives) / negatives.clamp(min=1)
+    # Where the model is sure of the presence everywhere, the differences may round to just below 0.
+    absence = (negatives - presence_sum_of_negatives).clamp_(min=0) / negatives.clamp(min=1)
     return presence, absence
 
 
@@ -91,7 +92,7 @@ def instance_score(labels: Tensor, presence: Tensor, absence: Tensor, minority_s
         if not literal:
             count.index_add_(0, rows, torch.ones_like(rows, dtype=count.dtype))
     if literal:
-        return score
+        return score.clamp_(min=0)  # what is left of Σ A(k) under small P(k) may round to just below 0
     has_positive = count > 0
     if not has_positive.any():
         return torch.ones_like(score)
