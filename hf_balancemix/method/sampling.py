@@ -62,7 +62,9 @@ def mean_confidence(sums: Tensor, positives: Tensor, num_rows: int) -> tuple[Ten
     overall, present = sums.unbind()
     negatives = num_rows - positives.double()
     # Summing p and subtracting at the end keeps the float64 sum exact; 1 - p would already be rounded in float32.
-    return present / positives.clamp(min=1), (negatives - (overall - present)) / negatives.clamp(min=1)
+    # Where the model is sure of the presence everywhere, the differences may round to just below 0.
+    absent = (negatives - (overall - present)).clamp_(min=0)
+    return present / positives.clamp(min=1), absent / negatives.clamp(min=1)
 
 
 def class_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +129,7 @@ def instance_score(
         if not literal:
             count.index_add_(0, rows, torch.ones_like(rows, dtype=count.dtype))
     if literal:
-        return score
+        return score.clamp_(min=0)  # what is left of Σ A(k) under small P(k) may round to just below 0
     has_positive = count > 0
     if not has_positive.any():
         return torch.ones_like(score)

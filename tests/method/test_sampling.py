@@ -130,6 +130,22 @@ def test_impossible_scores_are_refused(score):
         sampling_probability(torch.tensor(score))
 
 
+@pytest.mark.parametrize("confidently", ["absent", "present"])
+def test_a_model_that_is_surely_wrong_leaves_no_negative_score(confidently):
+    for seed in range(300):
+        probs, labels = random_case(n=20, k=1 + seed % 11, seed=seed, dtype=torch.float32)
+        labels[0] = 1
+        if confidently == "absent":  # no confidence in any presence: Eq. 3 of row 0 is exactly 0
+            probs[labels == 1] = 0
+        else:  # none in any absence: A(k) is exactly 0
+            probs = torch.where(labels == 1, probs * 1e-6, 1.0)
+        presence, absence = class_confidence(probs, labels)
+        score = instance_score(labels, presence, absence)
+        assert torch.stack([presence.min(), absence.min(), score.min()]).min() >= 0
+        close(score, torch.where(labels == 1, presence, absence).sum(dim=1))
+        close(sampling_probability(score).sum(), 1.0)
+
+
 def test_unknown_score_and_different_shapes_are_refused():
     with pytest.raises(ValueError, match="eq3, mean_positive; got 'sum'"):
         instance_score(torch.ones(1, 1), torch.ones(1), torch.ones(1), "sum")
