@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,17 @@ def cut_out(pixels: torch.Tensor, seeds: Sequence[Seed], share: float) -> torch.
 # ---- augmentations: (pixels uint8 (n, 3, H, W), one seed per image) -> the same shape ----
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: on a single image the threads of an operation take longer to meet than to compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _none(pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
     return pixels
 
@@ -189,6 +201,7 @@ def _affine(pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
     return moved.round().clamp(0, 255).to(torch.uint8)
 
 
+@_one_thread()
 def _randaugment(pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
     """Apply torchvision's RandAugment (2 operations, magnitude 9)."""
     policy = T.RandAugment(num_ops=2, magnitude=9, interpolation=InterpolationMode.BILINEAR, fill=_MEAN_GREY)
@@ -201,6 +214,7 @@ def _randaugment(pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
     return out
 
 
+@_one_thread()
 def _randaugment_asl(pixels: torch.Tensor, seeds: Sequence[Seed]) -> torch.Tensor:
     """Draw RandAugment as the ASL and ML-Decoder training scripts do.
 

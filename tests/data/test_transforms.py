@@ -265,3 +265,27 @@ def test_cutout_is_for_augmented_views_only():
     assert torch.equal(views[:, 0], plain)
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert (views[:, first] != views[:, second]).flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("name", ["randaugment", "randaugment_asl"])
+def test_single_images_are_augmented_on_one_thread_with_the_same_result(name, monkeypatch):
+    pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
+    seeds = [(i,) for i in range(12)]
+    seen = []
+
+    def watched(seed):
+        seen.append(torch.get_num_threads())
+        return np.random.Generator(np.random.PCG64(seed))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        threaded = AUGMENTATIONS[name].__wrapped__(pixels, seeds)
+        monkeypatch.setattr(np.random, "default_rng", watched)
+        assert torch.equal(AUGMENTATIONS[name](pixels, seeds), threaded)
+        assert seen == [1] * 12
+        with pytest.raises((TypeError, ValueError)):
+            AUGMENTATIONS[name](pixels, [("no number",)])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
