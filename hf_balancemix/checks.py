@@ -73,6 +73,33 @@ def check_world_size(found: int, started: int) -> None:
         )
 
 
+def check_sharding(model: Any, asked: bool, sharded: bool) -> None:
+    """Refuse FSDP where it would be passed over in silence, or fail inside accelerate.
+
+    Args:
+        model: The model.
+        asked: Whether the launcher or the arguments ask for FSDP.
+        sharded: Whether the Trainer has it.
+
+    Raises:
+        ValueError: On a CPU, and for models that accelerate (1.15) does not divide.
+    """
+    if asked and not sharded:
+        raise ValueError(
+            "Expected several GPUs with FSDP, found a CPU or one process, where accelerate keeps the whole model in "
+            "each process without a word. Start without FSDP."
+        )
+    if not sharded:
+        return
+    try:
+        model.get_input_embeddings()
+    except (AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"Expected a model with input embeddings (`get_input_embeddings`, as ViT has) with FSDP, found "
+            f"{type(model).__name__}: accelerate cannot divide it. Train with plain data parallelism."
+        ) from error
+
+
 def check_model(model: Any, class_names: Sequence[str]) -> None:
     """Check that the model's outputs are the data set's classes.
 

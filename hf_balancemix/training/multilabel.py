@@ -205,6 +205,8 @@ class MultiLabelTrainer(ResumableTrainer):
         args = self.args
         started = int(os.environ.get("WORLD_SIZE", "1"))
         checks.check_world_size(args.world_size * max(args.n_gpu, 1), started)
+        asked = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        checks.check_sharding(self.model, asked, self.is_fsdp_enabled)
         check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
         self.check_arguments(args)
         self.transform.augmentation, self.transform.cutout = args.augmentation, args.cutout
