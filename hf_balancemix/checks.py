@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import os
 from typing import Any
+
+import Sequence
 
 # Compared by themselves.
 _COUNTED = ("noise", "images_per_step", "steps_per_epoch")
@@ -78,13 +80,14 @@ def check_sharding(model: Any, asked: bool, sharded: bool) -> None:
 
     Args:
         model: The model.
-        asked: Whether the launcher or the arguments ask for FSDP.
+        asked: Whether the arguments ask for FSDP; ``accelerate launch`` does it by a variable of the environment.
         sharded: Whether the Trainer has it.
 
     Raises:
         ValueError: On a CPU, and for models that accelerate (1.15) does not divide.
     """
-    if asked and not sharded:
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if (asked or launched) and not sharded:
         raise ValueError(
             "Expected several GPUs with FSDP, found a CPU or one process, where accelerate keeps the whole model in "
             "each process without a word. Start without FSDP."

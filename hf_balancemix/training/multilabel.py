@@ -205,8 +205,7 @@ class MultiLabelTrainer(ResumableTrainer):
         args = self.args
         started = int(os.environ.get("WORLD_SIZE", "1"))
         checks.check_world_size(args.world_size * max(args.n_gpu, 1), started)
-        asked = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-        checks.check_sharding(self.model, asked, self.is_fsdp_enabled)
+        checks.check_sharding(self.model, bool(args.fsdp), self.is_fsdp_enabled)
         check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
         self.check_arguments(args)
         self.transform.augmentation, self.transform.cutout = args.augmentation, args.cutout
@@ -220,11 +219,10 @@ class MultiLabelTrainer(ResumableTrainer):
                 remove_final_state(args.output_dir)
         if self._train_images is None:
             self._train_images = self._image_rows(self.train_dataset)
-            if args.image_cache is not None:  # a full disk shows now, not after an epoch
-                sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-                for dataset in sets.values():
-                    if dataset is not None:
-                        self._eval_set(dataset, labelled=True)
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            for dataset in sets.values():
+                if dataset is not None and args.image_cache is not None:  # a full disk shows now, not after an epoch
+                    self._eval_set(dataset, labelled=True)
         return self._get_dataloader(
             dataset=self._pair_dataset(self._train_images),
             description="Training",
