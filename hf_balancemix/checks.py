@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import os
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import Sequence
