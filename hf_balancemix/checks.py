@@ -7,8 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import Sequence
-
 # Compared by themselves.
 _COUNTED = ("noise", "images_per_step", "steps_per_epoch")
 _DIVERGED = (
