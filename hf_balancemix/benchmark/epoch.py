@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging
 
 from hf_balancemix.benchmark.figures import Figure
 from hf_balancemix.build import build_model
@@ -114,8 +115,13 @@ def epoch(options: argparse.Namespace) -> tuple[str, list[Figure]]:
     dataset = pictures(options.images, options.size)
     default = (options.backbone, options.size) == ("resnet18", 96)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in SCHEDULES}
-    for name in tqdm([*SCHEDULES] * options.rounds, desc="epochs", disable=None):
-        found[name].append(epoch_parts(name, dataset, options))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # two epochs on noise: what seems to go wrong is no news
+    try:
+        for name in tqdm([*SCHEDULES] * options.rounds, desc="epochs", disable=None):
+            found[name].append(epoch_parts(name, dataset, options))
+    finally:
+        logging.set_verbosity(verbosity)
     figures = []
     for name, epochs in found.items():
         ratio = statistics.median(mine["whole"] / bce["whole"] for mine, bce in zip(epochs, found["bce"], strict=True))
