@@ -116,6 +116,12 @@ def find_label_issues(state: LabelState, image_ids: Sequence[str] | None = None,
         raise mistake(f"{len(state)} image_ids, one per row", str(len(image_ids)), "Name every image of the state")
     posterior, confidence = state.posterior, state.probs if state.confidence is None else state.confidence
     if posterior is None or confidence is None:
+        if state.mixtures is not None:
+            raise mistake(
+                "a label state with posteriors",
+                "one of `relabel_views='stream'`, which keeps none",
+                "Audit a run with another schedule, 'reuse' or 'epoch', if its 4 bytes per label fit into memory",
+            )
         raise mistake(
             "a label state with posteriors",
             "one without, of another method or of the warm-up",

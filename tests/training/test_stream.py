@@ -9,6 +9,7 @@ from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.sparse_labels import encode_sparse
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.method import Mixtures, mixture_posteriors, refine
+from hf_balancemix.reports.label_issues import find_label_issues
 from hf_balancemix.training import statistics
 from hf_balancemix.training.checkpoints import FINAL_STATE
 from hf_balancemix.training.refresh import predict_views, stream_bytes
@@ -101,6 +102,13 @@ def test_stopped_and_resumed_is_the_same_run(tmp_path):
         assert again.label_state.digest() == whole.label_state.digest()
     kept, _ = LabelState.load(tmp_path / "whole" / FINAL_STATE)
     assert kept.digest() == whole.label_state.digest()
+
+
+def test_there_is_nothing_to_audit(tmp_path):
+    trainer = make(tmp_path)
+    trainer.train()
+    parts = ["Expected a label state with posteriors", "relabel_views='stream'", "'reuse' or 'epoch'"]
+    tiny.refused(ValueError, parts, find_label_issues, trainer.label_state)
 
 
 def test_plain_training_reads_sparse_labels_too(tmp_path):
