@@ -67,7 +67,8 @@ def predicted_views(
         for batch in tqdm(loader, desc="refresh", leave=False, delay=2, disable=args.disable_tqdm or rank != 0):
             pixels = batch["pixel_values"].to(args.device, non_blocking=True)
             with trainer.compute_loss_context_manager():
-                flat = trainer.transform.finish(pixels.flatten(0, 1))
+                # As the batches of the steps are: DeepSpeed wants floats in the model's precision.
+                flat = trainer._prepare_input(trainer.transform.finish(pixels.flatten(0, 1)))
                 logits = trainer._logits(model, flat) if predict is None else predict(flat)
             own, rows = rows[: len(pixels)], rows[len(pixels) :]
             logits = logits.float().unflatten(0, pixels.shape[:2])[: len(own)].cpu()
