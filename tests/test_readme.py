@@ -5,9 +5,12 @@ import re
 import subprocess
 
 import datasets
+from accelerate.commands.launch import launch_command_parser
 from datasets import load_dataset  # noqa: F401 - the README's code imports it
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from hf_balancemix import BalanceMixTrainingArguments
+from hf_balancemix.benchmark.command import benchmark_parser
 from hf_balancemix.cli.main import _COMMANDS
 from hf_balancemix.command_line import RecipeParser
 from hf_balancemix.compare.command import comparison_parser
@@ -73,7 +76,10 @@ def test_options_methods_and_files_exist():
 
 
 def test_every_option_in_the_documents_exists():
-    known = {"nproc_per_node", "multi_gpu", "cpu", "num_processes"}  # of torchrun and accelerate
+    known = {"nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "time", "requeue"}  # of SLURM
+    benchmarks = benchmark_parser()._subparsers._group_actions[0].choices.values()
+    for other in (torchrun_parser(), launch_command_parser(), *benchmarks):
+        known |= {action.dest for action in other._actions}
     for recipe in (coco.RECIPE, voc.RECIPE, folder.RECIPE):
         kinds = [recipe.data, RecipeArguments, BalanceMixTrainingArguments]
         known |= {a.dest for a in RecipeParser(kinds, recipe.defaults, "").parser._actions}
@@ -83,7 +89,7 @@ def test_every_option_in_the_documents_exists():
         known |= {action.dest for action in parser._actions}
     known |= {action.dest for action in comparison_parser()._actions}
     documents = README + (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
-    named = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z_-]+)", documents)}
+    named = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z0-9_-]+)", documents)}
     assert named >= {"data_dir", "noise", "config", "on_bad_image"}
     assert named <= known, named - known
 

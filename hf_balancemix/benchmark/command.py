@@ -101,7 +101,8 @@ def _shape(word: str) -> tuple[int, int]:
     return int(rows), int(classes)
 
 
-def _parser() -> argparse.ArgumentParser:
+def benchmark_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     style: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = _Parser(description=__doc__, **style)
     commands = parser.add_subparsers(metavar="BENCHMARK", required=True)
@@ -123,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Args:
         words: By default those of this process.
     """
-    options = _parser().parse_args(words)
+    options = benchmark_parser().parse_args(words)
     title, figures = options.measure(options)
     facts = machine()
     if options.json:

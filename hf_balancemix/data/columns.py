@@ -177,7 +177,7 @@ def read_positives(table: pa.Table, label_format: LabelFormat) -> tuple[Array, A
             name = texts[first].as_py()
             wrong = f"{name!r} in row {owners[first]}{nearest(name, label_format.class_names)}"
             raise mistake(f"one of {k} class names in column {column!r}", wrong, "Correct it or extend class_names")
-        return owners, np.asarray(places)
+        return owners, np.asarray(places).copy()  # Arrow's own memory is not writable
     owners, values, lengths = _cells(table[column])
     numbers = _numbers(column, owners, values)
     if label_format.kind == "ids":
