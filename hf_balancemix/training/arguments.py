@@ -94,8 +94,7 @@ class BalanceMixTrainingArguments(TrainingArguments):
     image_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Keep them on disk, in this folder, for all runs with the same images and size: decoded once, on "
-            "all cores, and the same pixels to the bit. As many bytes: 71 GB for COCO at 448 px.",
+            "help": "Keep them in this folder, for all runs: 71 GB for COCO at 448 px.",
             "metavar": "DIR",
         },
     )
@@ -207,17 +206,14 @@ class BalanceMixTrainingArguments(TrainingArguments):
     )
     relabel_views: str = _option(
         "reuse",
-        "When the two augmented views of Eq. 9 are predicted: step (the paper; four extra forwards per step), epoch "
-        "(a clean and both augmented views once per epoch), reuse (both augmented views once per epoch, which also "
-        "serve Eq. 2-8 in place of the clean one; the cheapest, and as good on digits), stream (as reuse for the "
-        "mixtures, then both again at the step, posteriors too: nothing is kept of any label, for sets of which "
-        "4 bytes per label are too much).",
+        "When the two augmented views of Eq. 9 are predicted: step (the paper), epoch (with a clean one, once per "
+        "epoch), reuse (once per epoch, in place of the clean one; the cheapest), stream (as reuse and again at the "
+        "step; no table of labels in memory).",
         RELABEL_VIEWS,
     )
     relabel_bn: str = _option(
         "eval",
-        "Mode of the model while it predicts the views of schedule step: eval, or train as DivideMix has it (batch "
-        "statistics; this moves the running statistics too).",
+        "Mode of the model while it predicts the views of schedule step: eval, or train as DivideMix has it.",
         ["eval", "train"],
     )
     min_fit: int = _option(

@@ -105,7 +105,7 @@ def test_without_data(here, capsys):
         ["8", "row 8", "eel", "0", "missing positive"],
         ["6", "row 6", "dog", "1", "wrong positive"],
     ]
-    assert [float(row["score"]) for row in rows] == pytest.approx([0.9, 0.8, 0.7])
+    assert [float(row["score"]) for row in rows] == pytest.approx([0.9, 0.8, 0.7], abs=2e-4)  # as label states round
     assert "3 label issues, 8.33% of the labels, with a score above 0.5" in said.out
     lines = [line.split() for line in said.out.splitlines()[1:5]]
     assert lines == [["cat", "6", "1", "0"], ["dog", "6", "1", "0"], ["eel", "4", "0", "1"], ["all", "16", "2", "1"]]

@@ -42,7 +42,8 @@ def a_run(folder, entries, state_of=None, labels=None):
         posterior = torch.ones_like(probs)
         posterior[3, 0] = 0.1
         confidence = torch.stack([probs.mean(0)] * 2).double()
-        state = LabelState(given, CLASS_NAMES, 2, probs, confidence, posterior=posterior, confidence=probs.clone())
+        tables = {"probs": probs, "posterior": posterior, "confidence": probs.clone()}
+        state = LabelState(given, CLASS_NAMES, 2, class_confidence=confidence, **tables)
         state.save(own / "_label_state", {})
 
 
