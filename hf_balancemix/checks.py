@@ -179,12 +179,12 @@ def check_resume(
             f"class names differ: {len(saved.class_names)} in the checkpoint, {len(current.class_names)} now; missing "
             f"now {gone[:5]}, new {new[:5]}" + ("" if gone or new else ", the order differs")
         )
-    elif saved.labels.shape != current.labels.shape:
+    elif len(saved) != len(current):
         wrong.append(f"the training set has {len(current)} images, the checkpoint's had {len(saved)}")
-    elif (changed := int((saved.labels != current.labels).sum())) > 0:
+    elif (changed := saved.different_labels(current)) > 0:
         wrong.append(
-            f"{changed} of {saved.labels.numel()} given labels differ: another data set, order or noise setting "
-            f"(noise of the checkpoint {saved_run['noise']}, now {run['noise']})"
+            f"{changed} of {len(saved) * len(saved.class_names)} given labels differ: another data set, order or "
+            f"noise setting (noise of the checkpoint {saved_run['noise']}, now {run['noise']})"
         )
     if saved_run["images_per_step"] != run["images_per_step"]:
         wrong.append(

@@ -87,6 +87,8 @@ class LabelState:
         best_probs: (N, K) float32, predictions of each class in the epoch of its ``best_loss``.
         transition: (K, 2, 2) float64, estimated noise of each class: rows are true values, columns given ones.
         mixtures: (2, K, 9) float64, what :meth:`Mixtures.stacked` holds (Eq. 7), with sparse labels.
+        sampling_sums: (N,) float64, running sums of the weights of the minority half, with sparse labels in place of
+            ``sampling_probability``. They follow from ``class_confidence`` and are in no file.
 
     Args:
         labels: (N, K), 0 or 1, the labels as the data set gives them; never changed.
@@ -106,6 +108,7 @@ class LabelState:
     best_probs: torch.Tensor | None
     transition: torch.Tensor | None
     mixtures: torch.Tensor | None
+    sampling_sums: torch.Tensor | None = None
     posterior, posterior_mean, confidence = _Probabilities(), _Probabilities(), _Probabilities()
 
     def __init__(
@@ -149,7 +152,7 @@ class LabelState:
     def positives(self) -> torch.Tensor:
         """Return the given positives of each class, (K,) int64."""
         if self.sparse is not None:
-            return self.sparse.counts()
+            return self.sparse.counts
         parts = [self.labels_of(rows).sum(dim=0, dtype=torch.int64) for rows in self._chunks()]
         return torch.stack(parts).sum(dim=0)
 
@@ -167,7 +170,7 @@ class LabelState:
 
     def reset(self) -> None:
         """Forget every statistic: the state of a run that has not begun."""
-        self.prepared_epoch = -1
+        self.prepared_epoch, self.sampling_sums = -1, None
         for name in STATISTICS:
             setattr(self, name, None)
 
@@ -292,6 +295,11 @@ class LabelState:
     def assign(self, other: LabelState) -> None:
         """Take over everything from ``other``, in place: samplers and trainers keep their reference."""
         vars(self).update(vars(other))
+
+    def different_labels(self, other: LabelState) -> int:
+        """Count the given labels in which two states of as many rows and classes differ."""
+        pairs = ((self.labels_of(rows), other.labels_of(rows)) for rows in self._chunks())
+        return sum(int((own != others).sum()) for own, others in pairs)
 
     def shard(self, rank: int, world_size: int) -> LabelState:
         """Return the state of the rows that process ``rank`` refreshes, every ``world_size``-th."""

@@ -160,25 +160,25 @@ def read_labels(table: pa.Table, label_format: LabelFormat) -> npt.NDArray[np.ui
     return labels
 
 
-def read_positives(table: pa.Table, label_format: LabelFormat) -> tuple[Array, Array]:
-    """Find the rows and classes of the positives, in any order, perhaps repeated; errors as in ``read_labels``."""
-    column, k, rows = label_format.columns[0], len(label_format.class_names), np.arange(table.num_rows)
+def read_positives(table: pa.Table, label_format: LabelFormat, first: int = 0) -> tuple[Array, Array]:
+    """Find rows, from ``first`` on, and classes of positives, in any order, repeated or not; errors as above."""
+    column, k, rows = label_format.columns[0], len(label_format.class_names), np.arange(first, first + table.num_rows)
     if label_format.kind == "columns":
         found = [
             np.flatnonzero(_zeros_and_ones(name, rows, _numbers(name, rows, table[name])))
             for name in label_format.columns
         ]
-        return np.concatenate(found), np.repeat(np.arange(k), [len(part) for part in found])
+        return first + np.concatenate(found), np.repeat(np.arange(k), [len(part) for part in found])
     if label_format.kind == "names":
-        owners, texts = _texts(column, table[column], label_format.delimiter)
+        owners, texts = _texts(column, table[column], label_format.delimiter, first)
         places = pc.index_in(texts, value_set=pa.array(label_format.class_names, pa.string()))
         if places.null_count:
-            first = places.is_null().index(True).as_py()
-            name = texts[first].as_py()
-            wrong = f"{name!r} in row {owners[first]}{nearest(name, label_format.class_names)}"
+            wrong_at = places.is_null().index(True).as_py()
+            name = texts[wrong_at].as_py()
+            wrong = f"{name!r} in row {owners[wrong_at]}{nearest(name, label_format.class_names)}"
             raise mistake(f"one of {k} class names in column {column!r}", wrong, "Correct it or extend class_names")
         return owners, np.asarray(places).copy()  # Arrow's own memory is not writable
-    owners, values, lengths = _cells(table[column])
+    owners, values, lengths = _cells(table[column], first)
     numbers = _numbers(column, owners, values)
     if label_format.kind == "ids":
         bad = (numbers < 0) | (numbers >= k)
@@ -266,15 +266,15 @@ def _ids_or_multi_hot(column: str, owners: Array, numbers: Array, lengths: Array
     raise mistake(f"ids, or multi-hot rows of one length, in column {column!r}", found, remedy)
 
 
-def _cells(column: Any) -> tuple[Array, Any, Array]:
+def _cells(column: Any, first: int = 0) -> tuple[Array, Any, Array]:
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    return np.repeat(np.arange(lengths.size), lengths), pc.list_flatten(column), lengths
+    return np.repeat(np.arange(first, first + lengths.size), lengths), pc.list_flatten(column), lengths
 
 
-def _texts(column: str, values: Any, delimiter: str | None) -> tuple[Array, Any]:
+def _texts(column: str, values: Any, delimiter: str | None, first: int = 0) -> tuple[Array, Any]:
     if delimiter is not None:
         values = pc.split_pattern(values.cast(pa.string()), delimiter)
-    owners, texts, _ = _cells(values)
+    owners, texts, _ = _cells(values, first)
     texts = texts.cast(pa.string())
     _refuse(column, np.asarray(texts.is_null()), owners, None, "class names", "Fill or drop it")
     texts = texts if delimiter is None else pc.utf8_trim_whitespace(texts)

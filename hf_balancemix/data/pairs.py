@@ -11,7 +11,7 @@ Pixels travel as bytes, a quarter of what floats would take between processes an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from hf_balancemix.method import draw, draw_lambda
 Item = tuple[tuple[int, ...], int, int]
 # The views of a pair draw from (token, member, view). NumPy pads seeds with zeros, so λ needs a member of its own.
 _LAMBDA_STREAM = 9
-_CHUNK_ITEMS = 2**16
+CHUNK_ITEMS = 2**16
 
 
 class PairSampler(Sampler[Item]):
@@ -70,6 +70,17 @@ class PairSampler(Sampler[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch()))
+        halves, views = self._halves(generator), self.views()
+        # Lists of a whole epoch would take ten times its memory; the same tokens come in parts of any size.
+        for parts in zip(*halves, strict=True):
+            tokens = torch.randint(2**62, (len(parts[0]),), generator=generator)
+            pairs = torch.stack(parts, dim=1)
+            pairs = pairs if self.rows is None else self.rows[pairs]
+            for members, token in zip(pairs.tolist(), tokens.tolist(), strict=True):
+                yield tuple(members), token, views
+
+    def _halves(self, generator: torch.Generator) -> list[Iterable[torch.Tensor]]:
+        """Return the rows of each member, in order and in parts of one length; draw them before the tokens."""
         halves = [torch.randperm(len(self), generator=generator)]
         if self.minority_probability == "random":
             halves.append(torch.randperm(len(self), generator=generator))
@@ -81,14 +92,7 @@ class PairSampler(Sampler[Item]):
             if probability is None:
                 probability = torch.full((self.num_rows,), 1.0 / self.num_rows, dtype=torch.float64)
             halves.append(draw(probability, self.num_rows, generator))
-        views = self.views()
-        # Lists of a whole epoch would take ten times its memory; the same tokens come in parts of any size.
-        for parts in zip(*(half.split(_CHUNK_ITEMS) for half in halves), strict=True):
-            tokens = torch.randint(2**62, (len(parts[0]),), generator=generator)
-            pairs = torch.stack(parts, dim=1)
-            pairs = pairs if self.rows is None else self.rows[pairs]
-            for members, token in zip(pairs.tolist(), tokens.tolist(), strict=True):
-                yield tuple(members), token, views
+        return [half.split(CHUNK_ITEMS) for half in halves]
 
 
 def stream_seed(seed: int, epoch: int) -> int:

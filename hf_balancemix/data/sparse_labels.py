@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from hf_balancemix.data.columns import Columns, Names, arrow_columns, find_label_format, read_positives
+from hf_balancemix.data.columns import LabelFormat, arrow_columns, read_positives
 from hf_balancemix.method import SparseLabels
 
+_VALUES, _ROWS = 2**24, 2**18  # so many of a multi-hot column are read at a time, or so many rows of ids or names
 
-def encode_sparse(
-    dataset: Any, label_column: Columns = None, class_names: Sequence[str] | None = None, delimiter: str | None = None
-) -> tuple[SparseLabels, Names]:
-    """Read what ``encode_labels`` reads, with the same arguments, rules and errors, but not as a table.
 
-    Memory grows with the rows and the positives where the column holds ids or names; multi-hot columns are large
-    themselves.
+def sparse_parts(dataset: Any, label_format: LabelFormat) -> Iterator[SparseLabels]:
+    """Read what ``encode_labels`` reads, with the same rules and errors, a few rows at a time and not as a table.
 
-    Returns:
-        The labels, and the K class names.
+    Args:
+        dataset: N rows; its transforms are not run.
+        label_format: From ``find_label_format``.
+
+    Yields:
+        The labels of the next rows.
     """
-    label_format = find_label_format(dataset, label_column, class_names, delimiter)
-    rows, classes = read_positives(arrow_columns(dataset, label_format.columns), label_format)
-    names = label_format.class_names
-    return SparseLabels.of(torch.as_tensor(rows), torch.as_tensor(classes), len(dataset), len(names)), names
+    k = len(label_format.class_names)
+    height = _ROWS if label_format.kind in ("ids", "names") else max(1, _VALUES // k)
+    for start in range(0, len(dataset), height):
+        part = dataset.select(range(start, min(start + height, len(dataset))))
+        rows, classes = read_positives(arrow_columns(part, label_format.columns), label_format, start)
+        yield SparseLabels.of(torch.as_tensor(rows - start), torch.as_tensor(classes), len(part), k)

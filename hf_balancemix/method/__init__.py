@@ -5,6 +5,7 @@ from hf_balancemix.method.mixing import draw_lambda, fold_lambda, mix
 from hf_balancemix.method.mixture import MixtureFit, label_posteriors
 from hf_balancemix.method.mixture_fit import fit_mixtures
 from hf_balancemix.method.mixture_posterior import Mixtures, gaussian_posterior, mixture_posteriors
+from hf_balancemix.method.permutation import Permutation
 from hf_balancemix.method.refinement import (
     AMBIGUOUS,
     CLEAN,
@@ -18,12 +19,15 @@ from hf_balancemix.method.sampling import (
     MINORITY_SCORES,
     class_confidence,
     confidence_sums,
+    describe_sampling,
     draw,
-    effective_sample_size,
+    draw_by_sums,
     instance_score,
     mean_confidence,
+    partial_score,
     sampling_probability,
-    total_variation,
+    sampling_weight,
+    shares_of_sums,
 )
 from hf_balancemix.method.selection import (
     SELECTED_ABOVE,
@@ -55,15 +59,17 @@ __all__ = [
     "LossHistogram",
     "MixtureFit",
     "Mixtures",
+    "Permutation",
     "Refinement",
     "SparseLabels",
     "TransitionFit",
     "class_confidence",
     "confidence_sums",
+    "describe_sampling",
     "draw",
+    "draw_by_sums",
     "draw_lambda",
     "dual_transition",
-    "effective_sample_size",
     "empirical_transition",
     "estimate_transition",
     "exchange",
@@ -79,10 +85,12 @@ __all__ = [
     "mixture_posteriors",
     "normalised_losses",
     "pair_counts",
+    "partial_score",
     "refine",
     "sampling_probability",
+    "sampling_weight",
+    "shares_of_sums",
     "solve_pair",
     "step_weights",
-    "total_variation",
     "view_confidence",
 ]

@@ -4,7 +4,8 @@ A class on which the model is unsure is a minority class in the sense of the pap
 measures that per class, Eq. 3 adds it up per instance, Eq. 4 turns it into the probability of being drawn.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -116,6 +117,20 @@ def instance_score(
     Raises:
         ValueError: `minority_score` is unknown.
     """
+    score = partial_score(labels, presence, absence, minority_score)
+    known = ~score.isinf()
+    return torch.where(known, score, score[known].max()) if known.any() else torch.ones_like(score)
+
+
+def partial_score(
+    labels: Tensor | SparseLabels, presence: Tensor, absence: Tensor, minority_score: str = "eq3"
+) -> Tensor:
+    """Do as `instance_score` for some of the instances; arguments and errors are the same.
+
+    Returns:
+        (n,) float64 scores; infinite for an instance without positives under `"mean_positive"`, whose score is the
+        largest of the others, which may be elsewhere.
+    """
     if minority_score not in MINORITY_SCORES:
         raise ValueError(f"minority_score must be one of {', '.join(MINORITY_SCORES)}; got {minority_score!r}.")
     presence, absence = presence.double(), absence.double()
@@ -130,11 +145,22 @@ def instance_score(
             count.index_add_(0, rows, torch.ones_like(rows, dtype=count.dtype))
     if literal:
         return score.clamp_(min=0)  # what is left of Σ A(k) under small P(k) may round to just below 0
-    has_positive = count > 0
-    if not has_positive.any():
-        return torch.ones_like(score)
-    mean = score / count.clamp(min=1)
-    return torch.where(has_positive, mean, mean[has_positive].max())
+    return torch.where(count > 0, score / count.clamp(min=1), math.inf)
+
+
+def sampling_weight(score: Tensor, largest: float) -> Tensor:
+    """Weight of each instance, inversely proportional to its score (Eq. 4): 1 for the largest score.
+
+    Args:
+        score: (n,) scores of `partial_score`, of some of the instances.
+        largest: The largest score of all instances that is not infinite; not above 0 if there is none.
+
+    Returns:
+        (n,) float64, from 1 to `1 / SCORE_FLOOR`.
+    """
+    # Dividing by the largest score first keeps 1 / score finite for scores of any size.
+    relative = score / largest if largest > 0 else torch.ones_like(score)
+    return relative.clamp_(min=SCORE_FLOOR, max=1).reciprocal_()
 
 
 def sampling_probability(score: Tensor) -> Tensor:
@@ -158,25 +184,39 @@ def sampling_probability(score: Tensor) -> Tensor:
         raise ValueError(
             "score must hold at least one value, all finite and not negative; check the logits behind it for NaN."
         )
-    largest = score.max()
-    # Dividing by the largest score first keeps 1 / score finite for scores of any size.
-    relative = score / largest if largest > 0 else torch.ones_like(score)
-    weight = relative.clamp_(min=SCORE_FLOOR).reciprocal_()
+    weight = sampling_weight(score, float(score.max()))
     # A sum over parts does not depend on the number of threads, as that of many values may.
     return weight.div_(torch.stack([part.sum() for part in weight.split(_SERIAL_SUM)]).sum())
 
 
-def total_variation(probability: Tensor) -> float:
-    """Total variation distance of `probability` (N,) from uniform sampling, in [0, 1).
+def describe_sampling(probability: Iterable[Tensor], num_rows: int) -> dict[str, float]:
+    """Say how far from uniform the minority sampler is.
 
-    0 means that the minority sampler is a second random sampler. `effective_sample_size` says the same in instances.
+    Args:
+        probability: (N,) float64 of `sampling_probability`, in parts (n,).
+        num_rows: N.
+
+    Returns:
+        `sampling_max` and `sampling_min`, the largest and smallest probability relative to uniform;
+        `effective_sample_share`, the effective number of distinct instances 1 / Σ p² over N, from 1/N to 1;
+        `sampling_total_variation`, the distance from uniform in [0, 1): 0 is a second random sampler.
     """
-    return 0.5 * float((probability.double() - 1 / len(probability)).abs().sum())
+    found = [(p.max(), p.min(), p.square().sum(), (p - 1 / num_rows).abs().sum()) for p in probability]
+    largest, smallest, squares, distances = torch.tensor(found, dtype=torch.float64).unbind(dim=1)
+    return {
+        "sampling_max": float(largest.max()) * num_rows,
+        "sampling_min": float(smallest.min()) * num_rows,
+        "effective_sample_share": 1 / float(squares.sum()) / num_rows,
+        "sampling_total_variation": 0.5 * float(distances.sum()),
+    }
 
 
-def effective_sample_size(probability: Tensor) -> float:
-    """Effective number of distinct instances behind `probability` (N,): 1 / Σ p², from 1 to N (N when uniform)."""
-    return 1 / float(probability.double().square().sum())
+def shares_of_sums(sums: Tensor) -> Iterator[Tensor]:
+    """Yield the probabilities (n,) behind running sums of weights (N,), in parts; exact to 2^-53 of the whole."""
+    last = sums.new_zeros(1)
+    for part in sums.split(_CHUNK_ENTRIES):
+        yield part.diff(prepend=last) / sums[-1]
+        last = part[-1:]
 
 
 def draw(probability: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -206,17 +246,21 @@ def draw(probability: Tensor, count: int, generator: torch.Generator) -> Tensor:
             f"probability must be one-dimensional and not negative, with a finite sum above 0; got shape "
             f"{tuple(weight.shape)} with sum {float(weight.sum())}."
         )
-    cumulative = weight.cumsum(dim=0)
-    total = cumulative[-1:]
+    return draw_by_sums(weight.cumsum(dim=0), count, generator).to(probability.device)
+
+
+def draw_by_sums(sums: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Do as `draw` with the running sums (N,) float64 of weights, on the CPU; 8 bytes per draw is all it needs."""
+    total = sums[-1:]
     # A product that rounds up to the total itself would fall behind the last index that can be drawn.
-    last = int(torch.searchsorted(cumulative, total))
+    last = int(torch.searchsorted(sums, total))
     index = torch.empty(count, dtype=torch.int64)
     # The numbers of the generator, and hence the draws, are the same in parts of any size.
     for part in index.split(_CHUNK_ENTRIES):
         uniform = torch.rand(len(part), dtype=torch.float64, generator=generator, device=generator.device).cpu()
         # The first index whose sum exceeds the target has a probability above 0, because the sum grew there.
-        part.copy_(torch.searchsorted(cumulative, uniform * total, right=True).clamp_(max=last))
-    return index.to(probability.device)
+        part.copy_(torch.searchsorted(sums, uniform * total, right=True).clamp_(max=last))
+    return index
 
 
 def _height(table: Tensor) -> int:

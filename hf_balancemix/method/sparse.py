@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,9 +53,18 @@ class SparseLabels:
         out[owner, self.classes[place].long()] = 1
         return out.view(*start.shape, self.num_labels)
 
+    def part(self, start: int, stop: int) -> SparseLabels:
+        """Return the labels of rows ``start`` up to ``stop``, in the same memory but for the offsets."""
+        offsets = self.offsets[start : stop + 1]
+        return SparseLabels(offsets - offsets[0], self.classes[offsets[0] : offsets[-1]], self.num_labels)
+
+    @functools.cached_property
     def counts(self) -> Tensor:
-        """Return the positives of each class, (K,) int64."""
-        return torch.bincount(self.classes, minlength=self.num_labels)
+        """(K,) int64, the positives of each class."""
+        found = torch.zeros(self.num_labels, dtype=torch.int64)
+        for part in self.classes.split(_TOGETHER):  # copied as int64 to be counted
+            found += torch.bincount(part, minlength=self.num_labels)
+        return found
 
     def positives(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield rows and classes of the positives, some at a time."""

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_balancemix.recipe.job import write_json
+from hf_balancemix.training.refresh import PredictedMemory
 
 # A bar that is written to a file gets a line each time.
 _SECONDS = 0.5 if sys.stderr.isatty() else 30.0
@@ -43,11 +44,13 @@ def refresh_text(logs: Mapping[str, float]) -> str:
     return ", ".join([*found, f"refresh {logs['refresh_seconds']:.1f} s"]) if found else ""
 
 
-def memory_text(num_rows: int, num_labels: int, held: int, refresh: int) -> str:
-    """Return a line on the bytes that the statistics of a data set take, and those that a refresh of them adds."""
+def memory_text(num_rows: int, num_labels: int, predicted: PredictedMemory) -> str:
+    """Return a line on the memory that the statistics of a data set take, and what a refresh of them adds."""
+    held, refresh, shared = (value / 1e6 for value in predicted)
+    once = f"; once on each machine, {shared:,.1f} MB in temporary files" if shared else ""
     return (
-        f"statistics of {num_rows:,} images x {num_labels:,} classes take {held / 1e6:,.1f} MB of memory, and about "
-        f"{refresh / 1e6:,.1f} MB more during a refresh"
+        f"statistics of {num_rows:,} images x {num_labels:,} classes take {held:,.1f} MB of memory, and about "
+        f"{refresh:,.1f} MB more during a refresh{once}"
     )
 
 

@@ -36,7 +36,7 @@ from hf_balancemix.training.co_teaching import CoTeachingTrainer
 from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from hf_balancemix.training.network_pair import SECOND_NETWORK, NetworkPair, second_seed
-from hf_balancemix.training.refresh import predicted_bytes
+from hf_balancemix.training.refresh import predicted_memory
 
 _PREDICT_ROWS = 1000
 
@@ -105,8 +105,8 @@ def train(job: Job, plan: Plan, progress: TrainerCallback | None = None) -> tupl
     _show_progress(trainer, progress or Progress(plan.label))
     if progress is None and isinstance(trainer, BalanceMixTrainer) and trainer.is_world_process_zero():
         shape = len(training_split), len(job.class_names)
-        if any(predicted := predicted_bytes(args, *shape, int(trainer.positives.sum()))):
-            tqdm.write(f"{plan.label}: {memory_text(*shape, *predicted)}", file=sys.stderr)
+        if any(predicted := predicted_memory(args, *shape, int(trainer.positives.sum()))):
+            tqdm.write(f"{plan.label}: {memory_text(*shape, predicted)}", file=sys.stderr)
     stopwatch = Stopwatch(plan.folder)
     trainer.add_callback(stopwatch)
     resumable = bool(options.resume and complete_checkpoints(plan.folder))

@@ -11,6 +11,7 @@ import torch
 from transformers.utils import logging
 
 from hf_balancemix.data.pairs import ImageRows, PairDataset, PairSampler
+from hf_balancemix.data.stream_sampler import StreamSampler
 from hf_balancemix.losses import pair_losses
 from hf_balancemix.method import Mixtures, Refinement, mix, refine, view_confidence
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
@@ -19,6 +20,7 @@ from hf_balancemix.training.diagnostics import early_warnings, refresh_diagnosti
 from hf_balancemix.training.multilabel import MultiLabelTrainer
 from hf_balancemix.training.refresh import predicted_views
 from hf_balancemix.training.statistics import mean_losses, posteriors, refresh_statistics, views_of_pass
+from hf_balancemix.training.stream import refresh_sums
 
 logger = logging.get_logger(__name__)
 
@@ -73,9 +75,13 @@ class BalanceMixTrainer(MultiLabelTrainer):
                 f"No label will be refined: `warmup_epochs` is {args.warmup_epochs}, the run has "
                 f"{self.state.num_train_epochs} epochs. A fifth to a quarter of the epochs is a fair start."
             )
+        if state is None:
+            return
+        if self._minority_weights() is None and args.streams and state.class_confidence is not None:
+            refresh_sums(state, args)  # a checkpoint does not hold them
         refines = args.refinement != "none" and (epoch >= args.warmup_epochs or final)
         needed = refines or (epoch > 0 and args.second_sampler == "minority")
-        if state is None or state.prepared_epoch == epoch or not needed:
+        if state.prepared_epoch == epoch or not needed:
             return
         start, before = time.perf_counter(), copy.copy(state)  # a refresh makes new tensors: the copy keeps the old
         batches = predicted_views(self, *views_of_pass(self.args, refines, final), epoch)
@@ -112,12 +118,14 @@ class BalanceMixTrainer(MultiLabelTrainer):
         predicts = self.args.needs_views and self.args.relabel_views in ("step", "stream")
         return 2 if self._refines_now() and predicts else 1
 
-    def _minority_probability(self) -> torch.Tensor | None:
-        return None if self.label_state is None else self.label_state.sampling_probability
+    def _minority_weights(self) -> torch.Tensor | None:
+        assert self.label_state is not None
+        return self.label_state.sampling_sums if self.args.streams else self.label_state.sampling_probability
 
     def _train_sampler(self, dataset: Any) -> PairSampler:
-        second = self._minority_probability if self.args.second_sampler == "minority" else self.args.second_sampler
-        return PairSampler(len(dataset), self.args.seed, self._epoch, second, self._views, self.images_per_step())
+        kind = StreamSampler if self.args.streams else PairSampler
+        second = self._minority_weights if self.args.second_sampler == "minority" else self.args.second_sampler
+        return kind(len(dataset), self.args.seed, self._epoch, second, self._views, self.images_per_step())
 
     def _pair_dataset(self, images: ImageRows) -> PairDataset:
         return PairDataset(images, self.transform, self.args.mix_alpha)

@@ -16,9 +16,9 @@ from hf_balancemix.method import (
     RELABELLED,
     SELECTED_ABOVE,
     Refinement,
-    effective_sample_size,
+    describe_sampling,
     refine,
-    total_variation,
+    shares_of_sums,
 )
 from hf_balancemix.metrics import label_quality
 
@@ -55,15 +55,10 @@ def refresh_diagnostics(
     out: dict[str, float] = {}
     if state.class_confidence is not None:
         out["positive_confidence"] = float(state.class_confidence[1, state.positives() > 0].mean())
-    p = state.sampling_probability
-    if p is not None:
-        n = len(state)
-        out |= {
-            "sampling_max": float(p.max()) * n,
-            "sampling_min": float(p.min()) * n,
-            "effective_sample_share": effective_sample_size(p) / n,
-            "sampling_total_variation": total_variation(p),
-        }
+    if state.sampling_probability is not None:
+        out |= describe_sampling([state.sampling_probability], len(state))
+    if state.sampling_sums is not None:
+        out |= describe_sampling(shares_of_sums(state.sampling_sums), len(state))
     if state.posterior is None:
         return out
     mode = _known_refinement(state, args)

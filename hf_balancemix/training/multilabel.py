@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from hf_balancemix.argument_checks import check_method_arguments
 from hf_balancemix.data.columns import LabelTable, encode_labels, find_image_column, has_label_column
 from hf_balancemix.data.formats import as_stored, evaluation_labels, refuse_ignored
 from hf_balancemix.data.pairs import EvalDataset, ImageRows, PairDataset, PairSampler, as_batch
-from hf_balancemix.data.sparse_labels import encode_sparse
 from hf_balancemix.data.transforms import ImageTransform
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.losses import pair_losses, reduce_losses, weighted_bce
@@ -34,6 +34,7 @@ from hf_balancemix.training.objective import entry_losses, logits_of
 from hf_balancemix.training.optimisation import decay_parameter_names, one_cycle
 from hf_balancemix.training.refresh import synchronise_buffers
 from hf_balancemix.training.resumable import ResumableTrainer
+from hf_balancemix.training.stream import shared_labels
 
 logger = logging.get_logger(__name__)
 
@@ -126,20 +127,19 @@ class MultiLabelTrainer(ResumableTrainer):
     def _read_labels(self, dataset: Any, args: BalanceMixTrainingArguments) -> None:
         refuse_ignored(dataset)
         if args.streams:
-            sparse, self._class_names = self._named(encode_sparse, dataset, args)
-            self.label_state = LabelState(sparse, self._class_names)
+            labels, self._class_names = self._named(partial(shared_labels, args), dataset, args)
         else:
             table = self._encode(dataset, args)
-            self._class_names = table.class_names
-            self.label_state = LabelState(torch.from_numpy(table.labels), self._class_names)
+            labels, self._class_names = torch.from_numpy(table.labels), table.class_names
+        self.label_state = LabelState(labels, self._class_names)
         self.positives = self.label_state.positives()  # (K,), for the groups of the metrics
         if unseen := [name for name, count in zip(self._class_names, self.positives, strict=True) if not count]:
             logger.warning(f"{len(unseen)} of {len(self._class_names)} classes have no positive: {unseen[:5]}.")
-        if "clean_labels" in dataset.column_names:
-            self.positives = encode_sparse(dataset, "clean_labels", self._class_names)[0].counts()
-            if not args.streams:
-                clean = encode_labels(dataset, "clean_labels", self._class_names)
-                self.clean_labels = torch.from_numpy(clean.labels)
+        if "clean_labels" in dataset.column_names and args.streams:
+            self.positives = shared_labels(args, dataset, "clean_labels", self._class_names)[0].counts
+        elif "clean_labels" in dataset.column_names:
+            self.clean_labels = torch.from_numpy(encode_labels(dataset, "clean_labels", self._class_names).labels)
+            self.positives = self.clean_labels.sum(dim=0, dtype=torch.int64)
 
     def _encode(self, dataset: Any, args: BalanceMixTrainingArguments) -> LabelTable:
         table: LabelTable = self._named(encode_labels, dataset, args)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
 from hf_balancemix.checks import check_finite_rows
@@ -15,8 +15,22 @@ from hf_balancemix.label_state import LabelState
 from hf_balancemix.method.histogram import BINS
 
 # Measured: bytes per label that a refresh needs where labels are refined (its diagnostics need the most) and where
-# only the sampler is; with schedule "stream" bytes per class (its histograms) and per image; what does not grow.
-_REFINED, _SAMPLED, _COUNTED, _SCORED, _CHUNKS = 57, 4, 2 * BINS * 16, 55, 30_000_000
+# only the sampler is; with schedule "stream" bytes per class (its histograms); what does not grow.
+_REFINED, _SAMPLED, _COUNTED, _CHUNKS = 57, 4, 2 * BINS * 16, 30_000_000
+
+
+class _Rows(Sampler[int]):
+    """The rows of one process, every P-th; the first again where others have one more: all make as many forwards."""
+
+    def __init__(self, rank: int, num_rows: int, world_size: int) -> None:
+        self.own, self.most = range(rank, num_rows, world_size), -(-num_rows // world_size)
+
+    def __len__(self) -> int:
+        return min(self.most, 2 * len(self.own))
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.own
+        yield from self.own[: self.most - len(self.own)]
 
 
 @torch.no_grad()
@@ -47,13 +61,12 @@ def predicted_views(
     """
     args, model = trainer.args, trainer.model
     images, rank, world = trainer._train_images, args.process_index, args.world_size
-    rows = torch.arange(rank, len(images), world)
-    padding = rows[: -(-len(images) // world) - len(rows)]  # so that all processes make the same number of forwards
+    rows = _Rows(rank, len(images), world)
     dataset = ViewDataset(images, trainer.transform, clean, augmented, args.seed, epoch)
     loader = DataLoader(
         dataset,
         batch_size=args.eval_batch_size,
-        sampler=torch.cat([rows, padding]).tolist(),
+        sampler=rows,
         collate_fn=as_batch,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
@@ -63,6 +76,7 @@ def predicted_views(
     training = model.training
     model.eval()
     not_finite: list[int] = []
+    seen = 0
     try:
         for batch in tqdm(loader, desc="refresh", leave=False, delay=2, disable=args.disable_tqdm or rank != 0):
             pixels = batch["pixel_values"].to(args.device, non_blocking=True)
@@ -70,7 +84,8 @@ def predicted_views(
                 # As the batches of the steps are: DeepSpeed wants floats in the model's precision.
                 flat = trainer._prepare_input(trainer.transform.finish(pixels.flatten(0, 1)))
                 logits = trainer._logits(model, flat) if predict is None else predict(flat)
-            own, rows = rows[: len(pixels)], rows[len(pixels) :]
+            own = torch.tensor(rows.own[seen : seen + len(pixels)], dtype=torch.int64)
+            seen += len(pixels)
             logits = logits.float().unflatten(0, pixels.shape[:2])[: len(own)].cpu()
             finite = logits.isfinite().flatten(1).all(dim=1)
             if len(own) and bool(finite.all()):
@@ -150,33 +165,42 @@ def state_bytes(num_rows: int, num_labels: int) -> int:
     return 4 * num_rows * num_labels + 8 * num_rows + 16 * num_labels + 8
 
 
-def stream_bytes(num_rows: int, num_labels: int, positives: int) -> int:
-    """Return the same of schedule "stream": four for a positive, sixteen for an image, 160 for a class."""
-    return 4 * positives + 8 * (num_rows + 1) + 8 * num_rows + 160 * num_labels
+class PredictedMemory(NamedTuple):
+    """Bytes of BalanceMix's statistics.
+
+    Attributes:
+        held: By every process, between two refreshes.
+        refresh: In addition during one, on the process that needs the most.
+        shared: In temporary files that the processes of a machine map, once for all of them.
+    """
+
+    held: int
+    refresh: int
+    shared: int = 0
 
 
-def predicted_bytes(args: Any, num_rows: int, num_labels: int, positives: int) -> tuple[int, int]:
+def predicted_memory(args: Any, num_rows: int, num_labels: int, positives: int) -> PredictedMemory:
     """Predict the memory of BalanceMix's statistics, before training; measured within a fifth or 50 MB.
+
+    With schedule "stream" a positive takes four bytes, an image sixteen (where its positives begin, and the sum of the
+    weights up to it), all of them shared; a class 168.
 
     Args:
         args: :class:`BalanceMixTrainingArguments`.
         num_rows: N, training images.
         num_labels: K.
         positives: Given labels that are 1.
-
-    Returns:
-        Bytes that every process holds between two refreshes, and those that the first one needs in addition during a
-        refresh. Both 0 where there are no statistics.
     """
     entries = num_rows * num_labels
     if args.refinement == "none":
         held = num_rows * (-(-num_labels // 8) + 8) + 16 * num_labels
-        return (held, _SAMPLED * entries) if args.second_sampler == "minority" else (0, 0)
+        return PredictedMemory(held, _SAMPLED * entries) if args.second_sampler == "minority" else PredictedMemory(0, 0)
     if args.streams:
-        return stream_bytes(num_rows, num_labels, positives), _COUNTED * num_labels + _SCORED * num_rows + _CHUNKS
+        shared = 4 * positives + 8 * (num_rows + 1) + (8 * num_rows if args.second_sampler == "minority" else 0)
+        return PredictedMemory(168 * num_labels, _COUNTED * num_labels + _CHUNKS, shared)
     views = args.needs_views and args.relabel_views != "step"
     held = state_bytes(num_rows, num_labels) + (0 if views else 4 * entries)  # with predictions for an audit
-    return held, _REFINED * entries + _CHUNKS
+    return PredictedMemory(held, _REFINED * entries + _CHUNKS)
 
 
 def broadcast_statistics(state: LabelState, args: Any) -> None:

@@ -27,6 +27,7 @@ from hf_balancemix.method import (
     view_confidence,
 )
 from hf_balancemix.training.refresh import all_reduce, broadcast, gather_rows
+from hf_balancemix.training.stream import refresh_sums
 
 _COUNTED_TOGETHER = 2**20  # losses; a histogram takes them faster in larger parts
 
@@ -104,10 +105,11 @@ def refresh_statistics(
     presence, absence = mean_confidence(found.sums, state.positives(), len(state))
     state.class_confidence = torch.stack([absence, presence])
     if args.second_sampler == "minority":
-        labels = state.labels if state.sparse is None else state.sparse
-        state.sampling_probability = sampling_probability(
-            instance_score(labels, presence, absence, args.minority_score)
-        )
+        if args.streams:
+            refresh_sums(state, args)
+        else:
+            score = instance_score(state.labels, presence, absence, args.minority_score)
+            state.sampling_probability = sampling_probability(score)
     mixtures = _fit(found.histogram, args) if refines else None
     if args.streams:
         state.mixtures = None if mixtures is None else mixtures.stacked()

@@ -50,7 +50,7 @@ def test_standard_error_is_how_far_repetitions_scatter(law, true):
 def test_labels_and_logits_are_as_described():
     labels = sparse_labels(20_000, 100, 8.8)
     assert 8 < len(labels.classes) / 20_000 < 8.8  # a class counts once
-    assert labels.counts()[0] > 5 * labels.counts()[-1]
+    assert labels.counts[0] > 5 * labels.counts[-1]
     dense = labels.dense(torch.arange(20_000))
     logits = views(dense, torch.Generator().manual_seed(1))
     assert logits.shape == (20_000, 2, 100)

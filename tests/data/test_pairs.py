@@ -42,7 +42,7 @@ def test_the_stream_is_that_of_whole_tensors_however_it_is_cut(monkeypatch):
     first, uniform = torch.randperm(N, generator=g), torch.rand(N, generator=g, dtype=torch.float64)
     second, tokens = (uniform * N).long(), torch.randint(2**62, (N,), generator=g)
     for chunk in (1, 7, 2**16):
-        monkeypatch.setattr(pairs, "_CHUNK_ITEMS", chunk)
+        monkeypatch.setattr(pairs, "CHUNK_ITEMS", chunk)
         found = list(PairSampler(N, 7, lambda: 2, lambda: None))
         assert [members[0] for members, _, _ in found] == first.tolist()
         assert [members[1] for members, _, _ in found] == second.tolist()

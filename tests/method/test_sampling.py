@@ -1,17 +1,21 @@
 """Eq. 2–4 and the minority draws."""
 
+import math
+
 import pytest
 import torch
 
 from hf_balancemix.method import (
     MINORITY_SCORES,
     class_confidence,
+    describe_sampling,
     draw,
-    effective_sample_size,
     instance_score,
+    partial_score,
     sampling,
     sampling_probability,
-    total_variation,
+    sampling_weight,
+    shares_of_sums,
 )
 
 
@@ -155,10 +159,35 @@ def test_unknown_score_and_different_shapes_are_refused():
 
 def test_distance_from_uniform():
     uniform, skewed = torch.full((4,), 0.25), torch.tensor([0.5, 0.5, 0.0, 0.0])
-    assert total_variation(uniform) == 0
-    assert effective_sample_size(uniform) == 4
-    assert total_variation(skewed) == pytest.approx(0.5)
-    assert effective_sample_size(skewed) == pytest.approx(2)
+    facts = ("sampling_max", "sampling_min", "effective_sample_share", "sampling_total_variation")
+    assert describe_sampling([uniform], 4) == dict(zip(facts, (1, 1, 1, 0), strict=True))
+    for parts in ([skewed], skewed.split(3)):
+        assert describe_sampling(parts, 4) == pytest.approx(dict(zip(facts, (2, 0, 0.5, 0.5), strict=True)))
+
+
+def test_shares_of_running_sums(monkeypatch):
+    monkeypatch.setattr(sampling, "_CHUNK_ENTRIES", 3)
+    p = torch.rand(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = [*shares_of_sums(7 * p.cumsum(dim=0))]
+    assert [len(part) for part in parts] == [3, 3, 3, 1]
+    torch.testing.assert_close(torch.cat(parts), p / p.sum(), rtol=0, atol=1e-15)
+
+
+def test_scores_of_parts_are_those_of_the_whole():
+    """Rows without positives score as much as the largest, wherever that is (Figure 6 variant)."""
+    generator = torch.Generator().manual_seed(1)
+    labels = (torch.rand(50, 4, generator=generator) < 0.2).to(torch.uint8)
+    assert (labels.sum(dim=1) == 0).any()
+    presence, absence = torch.rand(2, 4, generator=generator, dtype=torch.float64)
+    for name in MINORITY_SCORES:
+        whole = instance_score(labels, presence, absence, name)
+        parts = torch.cat([partial_score(part, presence, absence, name) for part in labels.split(7)])
+        assert torch.equal(parts[~parts.isinf()], whole[~parts.isinf()])
+        weight = sampling_weight(parts, float(whole.max()))
+        torch.testing.assert_close(weight / weight.sum(), sampling_probability(whole))
+    alone = partial_score(torch.zeros(3, 4), presence, absence, "mean_positive")
+    assert alone.tolist() == [math.inf] * 3
+    assert sampling_weight(alone, 0.0).tolist() == [1.0] * 3
 
 
 def test_draw_follows_the_probability():

@@ -28,10 +28,14 @@ def test_sparse_labels_hold_what_dense_ones_do(together, monkeypatch):
     assert held.shape == tuple(table.shape)
     assert len(held.classes) == int(table.sum())
     assert torch.equal(held.dense(slice(None)), table)
+    for start, stop in ((0, 300), (5, 12), (299, 300), (7, 7)):
+        part = held.part(start, stop)
+        assert torch.equal(part.dense(slice(None)), table[start:stop])
+        assert torch.equal(part.counts, table[start:stop].sum(dim=0))
     some = torch.tensor([[3, 3], [0, 299], [7, 5]])
     assert torch.equal(held.dense(some), table[some])
     assert held.dense(torch.tensor([], dtype=torch.int64)).shape == (0, 17)
-    assert torch.equal(held.counts(), table.sum(dim=0))
+    assert torch.equal(held.counts, table.sum(dim=0))
     rows, classes = (torch.cat(part) for part in zip(*held.positives(), strict=True))
     assert torch.equal(torch.stack([rows, classes], dim=1), table.nonzero())
 

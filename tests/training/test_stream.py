@@ -1,22 +1,36 @@
 """Schedule "stream": nothing is kept of a label but itself, and each step follows from the mixtures."""
 
+import errno
+import tempfile
+from types import SimpleNamespace
+
 import datasets
 import pytest
 import torch
 
 from hf_balancemix import BalanceMixTrainer, MultiLabelTrainer
+from hf_balancemix.data import sparse_labels
 from hf_balancemix.data.columns import encode_labels
-from hf_balancemix.data.sparse_labels import encode_sparse
 from hf_balancemix.label_state import LabelState
-from hf_balancemix.method import Mixtures, mixture_posteriors, refine
+from hf_balancemix.method import (
+    MINORITY_SCORES,
+    Mixtures,
+    instance_score,
+    mixture_posteriors,
+    refine,
+    sampling_probability,
+    shares_of_sums,
+)
 from hf_balancemix.reports.label_issues import find_label_issues
-from hf_balancemix.training import statistics
+from hf_balancemix.training import statistics, stream
 from hf_balancemix.training.checkpoints import FINAL_STATE
-from hf_balancemix.training.refresh import predict_views, stream_bytes
+from hf_balancemix.training.refresh import predict_views, predicted_memory
+from hf_balancemix.training.stream import shared_labels
 from tests import tiny
 
 ROWS = 40
 TRAIN = tiny.tiny_dataset(ROWS)
+ALONE = SimpleNamespace(world_size=1, process_index=0, disable_tqdm=True)
 
 
 def make(folder, cls=BalanceMixTrainer, train=TRAIN, **changes):
@@ -30,8 +44,9 @@ def test_the_state_grows_with_rows_and_positives_alone(tmp_path):
     trainer = make(tmp_path)
     trainer.train()
     state = trainer.label_state
-    held = sum(tensor.numel() * tensor.element_size() for tensor in state.stored().values())
-    assert held == stream_bytes(ROWS, 5, int(state.labels.sum()))
+    held = {**state.stored(), "sampling_sums": state.sampling_sums, "counts": state.positives()}
+    predicted = predicted_memory(trainer.args, ROWS, 5, int(state.labels.sum()))
+    assert sum(t.numel() * t.element_size() for t in held.values()) == predicted.held + predicted.shared
     assert {name for name, tensor in state.stored().items() if tensor.numel() >= ROWS * 5} == set()
     assert (state.probs, state.posterior, state.confidence, state.posterior_mean) == (None,) * 4
     assert torch.equal(state.labels, torch.from_numpy(encode_labels(TRAIN, "labels").labels))
@@ -43,7 +58,9 @@ def test_mixtures_are_those_of_reuse(tmp_path):
     for trainer in (stream, reuse):
         trainer.train_dataloader = trainer.get_train_dataloader()
         trainer.prepare_epoch(1)
-    assert torch.equal(stream.label_state.sampling_probability, reuse.label_state.sampling_probability)
+    [probability] = shares_of_sums(stream.label_state.sampling_sums)
+    torch.testing.assert_close(probability, reuse.label_state.sampling_probability, rtol=0, atol=1e-15)
+    assert stream.label_state.sampling_probability is None
     logits = predict_views(reuse, False, 2, 1)
     labels = reuse.label_state.labels
     mixtures = Mixtures.unstacked(stream.label_state.mixtures)
@@ -127,8 +144,11 @@ def test_groups_of_the_metrics_are_by_clean_counts(tmp_path):
     assert stream.positives.tolist() == encode_labels(TRAIN, "clean_labels").labels.sum(axis=0).tolist()
 
 
+@pytest.mark.parametrize("together", [1, 7, 2**18])
 @pytest.mark.parametrize("kind", ["ids", "names", "text", "multi_hot", "columns"])
-def test_sparse_labels_are_read_from_every_kind_of_column(kind):
+def test_sparse_labels_are_read_from_every_kind_of_column(kind, together, monkeypatch):
+    monkeypatch.setattr(sparse_labels, "_ROWS", together)
+    monkeypatch.setattr(sparse_labels, "_VALUES", 5 * together)
     table = encode_labels(TRAIN, "labels").labels
     names = list(tiny.NAMES)
     rows = [[names[k] for k in row.nonzero()[0]] for row in table]
@@ -139,14 +159,84 @@ def test_sparse_labels_are_read_from_every_kind_of_column(kind):
         "multi_hot": {"labels": table.tolist()},
         "columns": {name: table[:, k].tolist() for k, name in enumerate(names)},
     }
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).tolist()
     dataset = datasets.Dataset.from_dict(columns[kind])
-    sparse, found = encode_sparse(dataset, names if kind == "columns" else None, names)
-    assert found == tuple(names)
-    assert torch.equal(sparse.dense(slice(None)), torch.from_numpy(table))
+    for held, expected in ((dataset, table), (dataset.select(order), table[order])):
+        sparse, found = shared_labels(ALONE, held, names if kind == "columns" else None, names)
+        assert found == tuple(names)
+        assert torch.equal(sparse.dense(slice(None)), torch.from_numpy(expected))
+        assert sparse.counts.tolist() == table.sum(axis=0).tolist()
 
 
-def test_a_wrong_label_is_named_as_always():
-    dataset = datasets.Dataset.from_dict({"labels": [["ant"], ["bat"]]})
-    tiny.refused(
-        ValueError, ["Expected one of 1 class names", "'bat' in row 1"], encode_sparse, dataset, None, ["ant"]
-    )
+@pytest.mark.parametrize("together", [1, 2, 2**18])
+def test_a_wrong_label_is_named_as_always(together, monkeypatch):
+    monkeypatch.setattr(sparse_labels, "_ROWS", together)
+    monkeypatch.setattr(sparse_labels, "_VALUES", 2 * together)
+    fine = [["ant"], ["ant"], ["ant"]]
+    wrong = {
+        "'bat' in row 3": [*fine, ["bat"]],
+        "None or NaN in row 3": [*fine, [None]],
+        "7 in row 3": [[0], [0], [0], [7]],
+        "3 in row 3": datasets.Dataset.from_dict(
+            {"labels": [[0, 1]] * 3 + [[3, 0]]}, features=datasets.Features({"labels": datasets.List(datasets.Value("int64"), length=2)})
+        ),
+    }
+    for message, labels in wrong.items():
+        dataset = labels if isinstance(labels, datasets.Dataset) else datasets.Dataset.from_dict({"labels": labels})
+        names = ["ant", "bee"] if isinstance(labels, datasets.Dataset) else ["ant"]
+        tiny.refused(ValueError, [message], shared_labels, ALONE, dataset, None, names)
+
+
+def test_no_positive_at_all():
+    dataset = datasets.Dataset.from_dict({"labels": [[], []]}, features=datasets.Features({"labels": datasets.List(datasets.ClassLabel(names=["a", "b", "c"]))}))
+    sparse, _ = shared_labels(ALONE, dataset)
+    assert torch.equal(sparse.dense(slice(None)), torch.zeros(2, 3, dtype=torch.uint8))
+    assert sparse.counts.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("score", MINORITY_SCORES)
+@pytest.mark.parametrize("block", [1, 7, 2**15])
+def test_running_sums_follow_the_class_confidence(block, score, monkeypatch):
+    monkeypatch.setattr(stream, "_BLOCK", block)
+    state = LabelState(shared_labels(ALONE, TRAIN, "labels")[0], tiny.NAMES)
+    args = SimpleNamespace(**vars(ALONE), minority_score=score)
+    for seed in (0, 1):  # the second time in the same memory
+        generator = torch.Generator().manual_seed(seed)
+        state.class_confidence = torch.rand(2, 5, generator=generator, dtype=torch.float64)
+        before = state.sampling_sums
+        stream.refresh_sums(state, args)
+        assert before is None or state.sampling_sums is before
+        expected = sampling_probability(instance_score(state.labels, *state.class_confidence.flip(0), score))
+        found = torch.cat([*shares_of_sums(state.sampling_sums)])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+        assert bool((state.sampling_sums.diff() > 0).all())
+
+
+def test_a_full_disk_is_said_before_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    class Full:
+        def __init__(self, *args):
+            self.file = open(*args)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self.file.close()
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stream, "open", Full, raising=False)
+    tiny.refused(OSError, ["Expected room", str(tmp_path), "set TMPDIR"], shared_labels, ALONE, TRAIN, "labels")
+    assert list(tmp_path.iterdir()) == []  # nothing is left of it
+
+
+def test_no_file_is_left_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    trainer = make(tmp_path)
+    trainer.train()
+    assert not [path for path in (tmp_path / "temporary").iterdir() if path.name.startswith("hf_balancemix-")]
+    assert trainer.label_state.sampling_sums is not None
