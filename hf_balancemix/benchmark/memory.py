@@ -12,23 +12,25 @@ import torch
 from tqdm import tqdm
 
 from hf_balancemix.benchmark.figures import Figure, peak_memory
+from hf_balancemix.benchmark.sharing import held_by_processes
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.method import SparseLabels
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.diagnostics import early_warnings, refresh_diagnostics
-from hf_balancemix.training.refresh import predicted_bytes
+from hf_balancemix.training.refresh import predicted_memory
 from hf_balancemix.training.statistics import refresh_statistics, views_of_pass
+from hf_balancemix.training.stream import refresh_sums
 
 POSITIVES = 3
 """Of a row."""
 
 
 def memory(options: argparse.Namespace) -> tuple[str, list[Figure]]:
-    """Measure schedules "epoch" and "stream" at three sizes each, in a process of its own each."""
+    """Measure schedules "epoch" and "stream" at three sizes each, alone in a process, and the largest in several."""
     k = options.classes
     sizes = [("epoch", max(1, options.rows // part)) for part in (4, 2, 1)]
     sizes += [("stream", options.rows * times) for times in (1, 4, 16)]
-    figures = []
+    figures: list[Figure] = []
     for views, rows in tqdm(sizes, desc="refreshes", disable=None):
         # Memory that an earlier measurement has freed would be taken again unseen.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
@@ -40,6 +42,11 @@ def memory(options: argparse.Namespace) -> tuple[str, list[Figure]]:
             Figure(f"{name}: refresh, at its peak", found["peak"], "MB"),
             Figure(f"{name}: the same, predicted", found["predicted_peak"], "MB"),
         ]
+    for processes in tqdm((1, 2, 4), desc="processes", disable=None):
+        found_by = held_by_processes(rows, k, POSITIVES, processes)
+        shares, own = ([of_one[name] for of_one in found_by] for name in ("share", "own"))
+        name = f"stream, {rows:,} images on {processes} process{'es' if processes > 1 else ''}: memory of each"
+        figures.append(Figure(name, sum(shares) / processes, "MB", details={"of which its own": sum(own) / processes}))
     return f"Statistics of N images × {k} classes, {POSITIVES} positives in each", figures
 
 
@@ -63,13 +70,13 @@ def refresh(num_rows: int, num_labels: int, views: str = "epoch") -> dict[str, f
     few = min(1000, num_rows)
     refresh_statistics(_state(few, num_labels, args), args, _batches(few, num_labels, args))  # what stays allocated
     _, peak = peak_memory(work)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in state.stored().values())
-    predicted = predicted_bytes(args, num_rows, num_labels, POSITIVES * num_rows)
+    tensors = [*state.stored().values(), *([state.sampling_sums, state.positives()] if args.streams else [])]
+    predicted = predicted_memory(args, num_rows, num_labels, POSITIVES * num_rows)
     return {
-        "state": held / 1e6,
-        "predicted_state": predicted[0] / 1e6,
+        "state": sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None) / 1e6,
+        "predicted_state": (predicted.held + predicted.shared) / 1e6,
         "peak": max(0.0, peak),
-        "predicted_peak": predicted[1] / 1e6,
+        "predicted_peak": predicted.refresh / 1e6,
     }
 
 
@@ -78,7 +85,10 @@ def _state(num_rows: int, num_labels: int, args: BalanceMixTrainingArguments) ->
     if args.streams:
         rows = torch.arange(num_rows).repeat_interleave(POSITIVES)
         classes = torch.randint(num_labels, rows.shape, generator=_generator())
-        return LabelState(SparseLabels.of(rows, classes, num_rows, num_labels), names)
+        streamed = LabelState(SparseLabels.of(rows, classes, num_rows, num_labels), names)
+        streamed.class_confidence = torch.rand(2, num_labels, dtype=torch.float64)
+        refresh_sums(streamed, args)
+        return streamed
     built = LabelState(_labels(num_rows, num_labels), names)
     built.add_posterior(torch.rand(num_rows, num_labels))
     built.set_confidence(torch.rand(num_rows, num_labels), args.relabel_threshold)

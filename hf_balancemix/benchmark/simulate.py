@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,19 @@ from tqdm import tqdm
 
 from hf_balancemix.benchmark.figures import Figure
 from hf_balancemix.benchmark.laws import extrapolate, growth
+from hf_balancemix.data.stream_sampler import StreamSampler
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.method import (
     LossHistogram,
     SparseLabels,
     confidence_sums,
-    draw,
     fit_mixtures,
-    instance_score,
-    sampling_probability,
 )
 from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.balancemix import BalanceMixTrainer
-from hf_balancemix.training.refresh import predicted_bytes
+from hf_balancemix.training.refresh import predicted_memory
 from hf_balancemix.training.statistics import mean_losses, refresh_statistics
+from hf_balancemix.training.stream import refresh_sums
 
 SHAPES = [(9_000_000, 600), (9_000_000, 9_600), (100_000_000, 1_000)]
 """OpenImages with its trainable boxed and with its larger label sets; and a set beyond it."""
@@ -51,7 +50,7 @@ LAWS = {
     "refinement": "linear",
 }
 """Parts of an epoch, and how the time of each is taken to grow with images; that of the fits: with classes."""
-SHARED = {"labels", "class confidence", "losses", "histograms", "refinement"}
+SHARED = {"labels", "class confidence", "losses", "histograms", "scores", "refinement"}
 """Parts of which each of P processes does its own rows; it does the others whole, or waits for who does."""
 NETWORK = 1.25e9  # bytes per second, 10 Gb/s
 _SIZES, _FACTOR = 4, 4
@@ -62,12 +61,13 @@ _NOTES = """Processor time of one core, schedule "stream": no images, no model, 
 measured up to {entries:,} labels, scores and draws up to {rows:,} images, fits up to {fits:,} classes.
 Seconds are a + b·N for labels, class confidence (Eq. 2), losses, histograms (Eq. 6) and refinement (of both halves at
 every step of {batch} pairs, Eq. 8-10); a + b·K for mixture fits (Eq. 7), all with the most EM steps, whatever N;
-c·N^s for scores (Eq. 3-4) and draws (sums, and N draws), whose memory is read in no order. "growth" is the slope of
+c·N^s for scores (Eq. 3-4, to their sums) and draws (a shuffle, N draws from the sums, the pairs as Python objects). "growth" is the slope of
 log time over log size as measured. "error": one standard error of the line continued; it knows of the noise of this
 run, not of memory that gets slower beyond the sizes measured.
-Each of {ranks} ranks does its share of pass and steps; fits are done on one while the others wait, scores and draws
-on each; adding up histograms (2·K·4096 bins of 16 bytes) is taken from a network of 10 Gb/s, and not measured.
-MB: peak beyond what was there before, growing with N for scores and draws, with K for histograms, else constant;
+Each of {ranks} ranks of one machine does its share of pass, steps and scores; fits are done on one while the others
+wait, draws on each; adding up histograms (2·K·4096 bins of 16 bytes) is taken from a network of 10 Gb/s, and not measured.
+MB: peak beyond what was there before, growing with N for scores (files that all ranks map) and with the number of
+positives read by draws (likewise), with K for histograms, else constant;
 memory that an earlier run had freed to the program is not seen in it."""
 
 
@@ -186,9 +186,11 @@ def measure_fits(num_labels: int, clock: Clock) -> None:
 
 def measure_sampling(labels: SparseLabels, clock: Clock) -> None:
     """Score all rows and draw as many."""
-    presence, absence = torch.rand(2, labels.num_labels, generator=_generator())
-    p = clock.peak("scores", lambda: sampling_probability(instance_score(labels, presence, absence)))
-    clock.peak("draws", lambda: draw(p, len(labels), _generator()))
+    state, args = LabelState(labels, tuple(map(str, range(labels.num_labels)))), _arguments()
+    state.class_confidence = torch.rand(2, labels.num_labels, generator=_generator(), dtype=torch.float64)
+    clock.peak("scores", refresh_sums, state, args)
+    sampler = StreamSampler(len(labels), 0, lambda: 0, lambda: state.sampling_sums)
+    clock.peak("draws", lambda: deque(sampler, maxlen=0))
 
 
 def measure_refresh(labels: SparseLabels) -> float:
@@ -268,9 +270,9 @@ def _continued(
             details["megabytes"] = used * num_rows / max(sizes) if law == "power" else used
         found.append(Figure(f"{name}: {part}", value, "s", details=details))
         total, variance, divided = total + value, variance + error**2, divided + own
-    held, peak = predicted_bytes(_arguments(), num_rows, num_labels, round(POSITIVES * num_rows))
+    predicted = predicted_memory(_arguments(), num_rows, num_labels, round(POSITIVES * num_rows))
     details = {"error": math.sqrt(variance), "per_rank": divided, "reduce": reduce}
-    details |= {"held_megabytes": held / 1e6, "predicted_peak_megabytes": peak / 1e6}
+    details |= {f"predicted_{name}_megabytes": value / 1e6 for name, value in predicted._asdict().items()}
     return [*found, Figure(f"{name}: epoch", total, "s", details=details)]
 
 

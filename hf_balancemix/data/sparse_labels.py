@@ -10,7 +10,7 @@ import torch
 from hf_balancemix.data.columns import LabelFormat, arrow_columns, read_positives
 from hf_balancemix.method import SparseLabels
 
-_VALUES, _ROWS = 2**24, 2**18  # so many of a multi-hot column are read at a time, or so many rows of ids or names
+_VALUES, _ROWS = 2**22, 2**16  # so many of a multi-hot column are read at a time, or so many rows of ids or names
 
 
 def sparse_parts(dataset: Any, label_format: LabelFormat) -> Iterator[SparseLabels]:

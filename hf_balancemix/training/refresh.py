@@ -193,8 +193,9 @@ def predicted_memory(args: Any, num_rows: int, num_labels: int, positives: int) 
     """
     entries = num_rows * num_labels
     if args.refinement == "none":
-        held = num_rows * (-(-num_labels // 8) + 8) + 16 * num_labels
-        return PredictedMemory(held, _SAMPLED * entries) if args.second_sampler == "minority" else PredictedMemory(0, 0)
+        if args.second_sampler != "minority":
+            return PredictedMemory(0, 0)
+        return PredictedMemory(num_rows * (-(-num_labels // 8) + 8) + 16 * num_labels, _SAMPLED * entries)
     if args.streams:
         shared = 4 * positives + 8 * (num_rows + 1) + (8 * num_rows if args.second_sampler == "minority" else 0)
         return PredictedMemory(168 * num_labels, _COUNTED * num_labels + _CHUNKS, shared)

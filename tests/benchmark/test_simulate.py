@@ -85,7 +85,7 @@ def test_simulate_prints_every_part_of_every_shape(capsys):
         assert figure["details"]["per_rank"] == pytest.approx(figure["value"] / ranks)
     # 3/4 of 2 × 20 sets of 4096 bins of 16 bytes, there and back, over 10 Gb/s.
     assert total["details"]["reduce"] == pytest.approx(1.5 * 40 * 65536 / 1.25e9)
-    assert total["details"]["held_megabytes"] == pytest.approx((4 * 8.8 + 16 + 0.0032), rel=1e-3)
+    assert total["details"]["predicted_shared_megabytes"] == pytest.approx(4 * 8.8 + 16, rel=1e-3)
     assert "4000 images" in found["title"].replace(",", "")
 
 

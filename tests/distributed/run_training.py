@@ -116,6 +116,8 @@ def main():
         "seen": seen,
         "steps": trainer.state.global_step,
     }
+    if (sums := trainer.label_state.sampling_sums) is not None:
+        result["sums"] = sums.tolist()
     (folder / f"state-{args.process_index}").mkdir(exist_ok=True)
     trainer.label_state.save(folder / f"state-{args.process_index}", {})
     (folder / f"result-{args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")

@@ -51,9 +51,10 @@ def stream(results, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drop_last", [True, False])
-def test_two_processes_share_one_stream_of_whole_pairs(tmp_path, drop_last):
+@pytest.mark.parametrize(("drop_last", "views"), [(True, "epoch"), (False, "epoch"), (True, "stream")])
+def test_two_processes_share_one_stream_of_whole_pairs(tmp_path, drop_last, views):
     options = {"dataloader_drop_last": drop_last, "num_train_epochs": 3, "per_device_train_batch_size": 4}
+    options["relabel_views"] = views
     job = {"rows": 44, "options": options}
     one = run({**job, "output_dir": str(tmp_path / "one")})
     two = run({**job, "output_dir": str(tmp_path / "two"), "world_size": 2})

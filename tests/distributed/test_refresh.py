@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_balancemix.label_state import LabelState
+from hf_balancemix.method import instance_score, sampling_probability, shares_of_sums
 from tests.distributed.launch import run
 
 ROWS = 43  # no multiple of any number of processes: some are given a row twice, which must not count
@@ -49,6 +50,11 @@ def test_one_two_and_four_processes_refresh_alike(tmp_path, alone, views, world)
         # Batches of other sizes round differently, and tables are held in steps of up to 0.004.
         atol = 0.005 if name in ("posterior", "posterior_mean", "confidence") else 1e-5
         torch.testing.assert_close(getattr(found, name), value, atol=atol, rtol=1e-5, msg=name)
+    if views == "stream":
+        assert all(result["sums"] == results[0]["sums"] for result in results)
+        probability = torch.cat([*shares_of_sums(torch.tensor(results[0]["sums"], dtype=torch.float64))])
+        score = instance_score(found.labels, *found.class_confidence.flip(0))
+        torch.testing.assert_close(probability, sampling_probability(score), atol=1e-14, rtol=0)
 
 
 @pytest.mark.slow

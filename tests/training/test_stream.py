@@ -1,6 +1,7 @@
 """Schedule "stream": nothing is kept of a label but itself, and each step follows from the mixtures."""
 
 import errno
+import io
 import tempfile
 from types import SimpleNamespace
 
@@ -173,22 +174,22 @@ def test_a_wrong_label_is_named_as_always(together, monkeypatch):
     monkeypatch.setattr(sparse_labels, "_ROWS", together)
     monkeypatch.setattr(sparse_labels, "_VALUES", 2 * together)
     fine = [["ant"], ["ant"], ["ant"]]
+    two_values = datasets.Features({"labels": datasets.List(datasets.Value("int64"), length=2)})
     wrong = {
-        "'bat' in row 3": [*fine, ["bat"]],
-        "None or NaN in row 3": [*fine, [None]],
-        "7 in row 3": [[0], [0], [0], [7]],
-        "3 in row 3": datasets.Dataset.from_dict(
-            {"labels": [[0, 1]] * 3 + [[3, 0]]}, features=datasets.Features({"labels": datasets.List(datasets.Value("int64"), length=2)})
-        ),
+        "'bat' in row 3": (["ant"], datasets.Dataset.from_dict({"labels": [*fine, ["bat"]]})),
+        "None or NaN in row 3": (["ant"], datasets.Dataset.from_dict({"labels": [*fine, [None]]})),
+        "7 in row 3": (["ant"], datasets.Dataset.from_dict({"labels": [[0], [0], [0], [7]]})),
+        "9 in row 3": (["ant", "bee"], datasets.Dataset.from_dict({"labels": [[0, 1]] * 3 + [[9, 0]]}, two_values)),
     }
-    for message, labels in wrong.items():
-        dataset = labels if isinstance(labels, datasets.Dataset) else datasets.Dataset.from_dict({"labels": labels})
-        names = ["ant", "bee"] if isinstance(labels, datasets.Dataset) else ["ant"]
+    for message, (names, dataset) in wrong.items():
         tiny.refused(ValueError, [message], shared_labels, ALONE, dataset, None, names)
 
 
 def test_no_positive_at_all():
-    dataset = datasets.Dataset.from_dict({"labels": [[], []]}, features=datasets.Features({"labels": datasets.List(datasets.ClassLabel(names=["a", "b", "c"]))}))
+    dataset = datasets.Dataset.from_dict(
+        {"labels": [[], []]},
+        features=datasets.Features({"labels": datasets.List(datasets.ClassLabel(names=["a", "b", "c"]))}),
+    )
     sparse, _ = shared_labels(ALONE, dataset)
     assert torch.equal(sparse.dense(slice(None)), torch.zeros(2, 3, dtype=torch.uint8))
     assert sparse.counts.tolist() == [0, 0, 0]
@@ -215,16 +216,7 @@ def test_running_sums_follow_the_class_confidence(block, score, monkeypatch):
 def test_a_full_disk_is_said_before_training(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    class Full:
-        def __init__(self, *args):
-            self.file = open(*args)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args):
-            self.file.close()
-
+    class Full(io.FileIO):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
