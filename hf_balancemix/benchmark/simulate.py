@@ -61,14 +61,13 @@ _NOTES = """Processor time of one core, schedule "stream": no images, no model, 
 measured up to {entries:,} labels, scores and draws up to {rows:,} images, fits up to {fits:,} classes.
 Seconds are a + b·N for labels, class confidence (Eq. 2), losses, histograms (Eq. 6) and refinement (of both halves at
 every step of {batch} pairs, Eq. 8-10); a + b·K for mixture fits (Eq. 7), all with the most EM steps, whatever N;
-c·N^s for scores (Eq. 3-4, to their sums) and draws (a shuffle, N draws from the sums, the pairs as Python objects). "growth" is the slope of
-log time over log size as measured. "error": one standard error of the line continued; it knows of the noise of this
-run, not of memory that gets slower beyond the sizes measured.
+c·N^s for scores (Eq. 3-4, to their running sums) and draws (a shuffle, N draws from the sums, and the pairs as
+Python objects). "growth" is the slope of log time over log size as measured. "error": one standard error of the line
+continued; it knows of the noise of this run, not of memory that gets slower beyond the sizes measured.
 Each of {ranks} ranks of one machine does its share of pass, steps and scores; fits are done on one while the others
-wait, draws on each; adding up histograms (2·K·4096 bins of 16 bytes) is taken from a network of 10 Gb/s, and not measured.
-MB: peak beyond what was there before, growing with N for scores (files that all ranks map) and with the number of
-positives read by draws (likewise), with K for histograms, else constant;
-memory that an earlier run had freed to the program is not seen in it."""
+wait, draws on each; adding up histograms (2·K·4096 bins of 16 bytes) is taken from a network of 10 Gb/s, and not
+measured. MB: peak beyond what was there before, growing with N for scores (which all ranks hold together), with K for
+histograms, else constant; memory that an earlier run had freed to the program is not seen in it."""
 
 
 def simulate(options: Namespace) -> tuple[str, list[Figure]]:
@@ -267,7 +266,7 @@ def _continued(
         if used := max(
             (clock.bytes[part] / 1e6 for n, clock in seen if n == max(sizes) and part in clock.bytes), default=0
         ):
-            details["megabytes"] = used * num_rows / max(sizes) if law == "power" else used
+            details["megabytes"] = used * num_rows / max(sizes) if part == "scores" else used
         found.append(Figure(f"{name}: {part}", value, "s", details=details))
         total, variance, divided = total + value, variance + error**2, divided + own
     predicted = predicted_memory(_arguments(), num_rows, num_labels, round(POSITIVES * num_rows))

@@ -86,6 +86,10 @@ def main():
         stock(job, args)
         return
     dataset = tiny.tiny_dataset(job.get("rows", 48))
+    if "wrong_row" in job:
+        labels = list(dataset["labels"])
+        labels[job["wrong_row"]] = [None]
+        dataset = dataset.remove_columns("labels").add_column("labels", labels, feature=dataset.features["labels"])
     model = tiny.tiny_vit(dropout=job.get("dropout", 0.0)) if job.get("model") == "vit" else tiny.tiny_resnet()
     trainer = METHODS[job.get("method", "balancemix")].trainer(
         model,

@@ -64,3 +64,12 @@ def test_a_row_that_is_no_number_stops_all_processes(tmp_path):
     with pytest.raises(AssertionError) as caught:
         run({**job, "options": {"num_train_epochs": 1, "warmup_epochs": 0}}, timeout=120)
     assert str(caught.value).count("first in rows [7]") >= 2, json.dumps(job)
+
+
+@pytest.mark.slow
+def test_a_wrong_label_stops_all_processes(tmp_path):
+    """With schedule "stream" the first process of a machine alone reads the labels."""
+    job = {"output_dir": str(tmp_path), "rows": ROWS, "model": "vit", "world_size": 2, "wrong_row": 7}
+    with pytest.raises(AssertionError) as caught:
+        run({**job, "options": {"relabel_views": "stream"}}, timeout=120)
+    assert str(caught.value).count("ValueError: Expected numbers in column 'labels', found None or NaN in row 7") == 2
