@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hf_balancemix.label_files import FILE_NAME
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.training.ema import FILE_NAME as AVERAGE
 from hf_balancemix.training.ema import has_average
+from hf_balancemix.training.machine import gather_objects
 
 logger = logging.get_logger(__name__)
 
@@ -94,6 +96,50 @@ def find_checkpoint(wanted: str | os.PathLike[str] | bool | None, output_dir: st
         return None
     check_complete(Path(wanted))
     return os.fspath(wanted)
+
+
+def find_checkpoint_of_all(wanted: str | os.PathLike[str] | bool | None, args: TrainingArguments) -> str | None:
+    """Do as :func:`find_checkpoint`, on all processes; all must find the same, and see one output folder.
+
+    Raises:
+        ValueError: On all of them, if any finds none to resume from, or another one than the others.
+    """
+    found, error = None, None
+    try:
+        found = find_checkpoint(wanted, args.output_dir)
+    except ValueError as caught:
+        error = caught
+    names = gather_objects(str(error) if error else found and Path(found).name, args)
+    if len(set(names)) > 1:
+        different = "; ".join(f"process {rank}: {name}" for rank, name in enumerate(names) if name != names[0])
+        raise ValueError(
+            f"Expected the same checkpoint on all processes, found on process 0: {names[0]}; {different}. Put "
+            "`output_dir` on a file system that all machines share."
+        )
+    if error:
+        raise error
+    _check_shared(args)
+    return found
+
+
+def _check_shared(args: TrainingArguments) -> None:
+    """Warn if another process does not see what the first one writes into the output folder."""
+    if args.world_size == 1:
+        return
+    folder, marker = Path(args.output_dir), ""
+    if args.process_index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = Path(tempfile.mkdtemp(prefix=".shared-", dir=folder)).name
+    marker = gather_objects(marker, args)[0]
+    blind = gather_objects((folder / marker).is_dir(), args).count(False)
+    if args.process_index == 0:
+        (folder / marker).rmdir()
+        if blind:
+            logger.warning(
+                f"Expected one `output_dir` for all processes, found that {blind} of {args.world_size} do not see "
+                f"what is written to {folder}: no checkpoint of this run can be resumed from. Put it on a file system "
+                "that all machines share."
+            )
 
 
 def check_complete(checkpoint: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import tempfile
@@ -28,17 +27,15 @@ class Machine:
     """
 
     def __init__(self, args: Any) -> None:
-        self.args = args
-        handle, own = tempfile.mkstemp(prefix="hf_balancemix-")
-        os.close(handle)
+        self.args, host = args, socket.gethostname()
+        own, error = _attempt(lambda: tempfile.mkdtemp(prefix="hf_balancemix-"))
         try:
-            places = [(socket.gethostname(), own)]
-            places = self._gather(places[0])
             # Containers may share a name, machines a folder; not both.
-            mine = next(path for name, path in places if name == places[args.process_index][0] and Path(path).exists())
-            chosen = self._gather((socket.gethostname(), mine))
+            places = gather_objects((host, own), args, error)
+            chosen = gather_objects(next((n, p) for n, p in places if n == host and Path(p).exists()), args)
         finally:
-            Path(own).unlink()
+            if own:
+                Path(own).rmdir()
         peers = [rank for rank, place in enumerate(chosen) if place == chosen[args.process_index]]
         self._first, self.index, self.count = peers[0], peers.index(args.process_index), len(peers)
 
@@ -51,21 +48,13 @@ class Machine:
         Raises:
             Exception: On all processes, if it failed on any.
         """
-        result, error = None, None
-        if self.index == 0:
-            try:
-                result = work()
-            except Exception as caught:
-                error = caught
-        found = self._gather((result, error))
-        if failed := [of_one for _, of_one in found if of_one is not None]:
-            raise failed[0]
-        shared: Result = found[self._first][0]
+        result, error = _attempt(work) if self.index == 0 else (None, None)
+        shared: Result = gather_objects(result, self.args, error)[self._first]
         return shared
 
     def wait(self) -> None:
         """Wait for all processes of the run."""
-        self._gather(None)
+        gather_objects(None, self.args)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -78,12 +67,27 @@ class Machine:
             if self.index == 0:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _gather(self, value: Any) -> list[Any]:
-        if self.args.world_size == 1:
-            return [value]
-        found: list[Any] = [None] * self.args.world_size
-        torch.distributed.all_gather_object(found, value)
-        return found
+
+def gather_objects(value: Any, args: Any, error: Exception | None = None) -> list[Any]:
+    """Return the picklable value of every process, in order, on all of them; each waits for the others.
+
+    Raises:
+        Exception: The first ``error`` of any process, on all of them.
+    """
+    found: list[Any] = [(value, error)] * args.world_size
+    if args.world_size > 1:
+        torch.distributed.all_gather_object(found, (value, error))
+    for _, of_one in found:
+        if of_one is not None:
+            raise of_one
+    return [of_one for of_one, _ in found]
+
+
+def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
 
 
 def mapped(path: Path, dtype: torch.dtype) -> torch.Tensor:

@@ -13,6 +13,7 @@ from hf_balancemix.checks import check_finite_rows
 from hf_balancemix.data.pairs import ViewDataset, as_batch
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.method.histogram import BINS
+from hf_balancemix.training.machine import gather_objects
 
 # Measured: bytes per label that a refresh needs where labels are refined (its diagnostics need the most) and where
 # only the sampler is; with schedule "stream" bytes per class (its histograms); what does not grow.
@@ -93,10 +94,7 @@ def predicted_views(
             not_finite += own[~finite].tolist()
     finally:
         model.train(training)
-    if world > 1:
-        of_all: list[Any] = [None] * world
-        torch.distributed.all_gather_object(of_all, not_finite)
-        not_finite = sorted(row for of_one in of_all for row in of_one)
+    not_finite = sorted(row for of_one in gather_objects(not_finite, args) for row in of_one)
     check_finite_rows(not_finite, len(images), trainer.state.global_step)  # on all alike: none is left waiting
 
 

@@ -87,7 +87,7 @@ class ResumableTrainer(Trainer):
         Raises:
             ValueError: If there is no complete checkpoint, or if it belongs to another run.
         """
-        resume_from_checkpoint = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        resume_from_checkpoint = checkpoints.find_checkpoint_of_all(resume_from_checkpoint, self.args)
         if resume_from_checkpoint is not None and self.label_state is not None and not self.args.auto_find_batch_size:
             self._saved_state(resume_from_checkpoint)  # refuse another run's before its weights fail to load
         try:

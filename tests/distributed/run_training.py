@@ -6,6 +6,7 @@ python -m tests.distributed.run_training '{"output_dir": ..., "options": {...}}'
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -79,6 +80,8 @@ def stock(job, ours):
 
 def main():
     job = json.loads(sys.argv[1])
+    if job.get("own_folders"):  # as on machines that share none
+        job["output_dir"] += f"/{os.environ['RANK']}"
     args = tiny.arguments(job["output_dir"], **job.get("options", {}))
     world = job.get("world_size", 1)
     assert args.world_size == world, f"expected {world} processes, found {args.world_size}"
