@@ -62,8 +62,8 @@ class LabelState:
 
     A label takes one bit, and once there are posteriors four bytes, which hold its ``posterior`` and ``confidence``
     (nine bits each) and ``posterior_mean`` (thirteen) as well: reading ``labels`` or one of these three gives a new
-    tensor, and to change one it must be assigned. They are rounded, least next to 0 and 1, but never across ½, nor a
-    confidence across the thresholds of :meth:`set_confidence`: which labels are clean, re-labelled or ambiguous stays.
+    tensor, and to change one it must be assigned. They are rounded, least next to 0 and 1, but no posterior across ½
+    nor a confidence across the thresholds of :meth:`set_confidence`: what is clean, re-labelled or ambiguous stays so.
 
     Sparse labels stay so: they take four bytes for each positive and eight for each image, and have no posteriors
     or confidences beside them, but the ``mixtures`` from which each step computes its own.
@@ -76,7 +76,7 @@ class LabelState:
         class_confidence: (2, K) float64, A(k) in row 0 and P(k) in row 1 (Eq. 2).
         sampling_probability: (N,) float64 of the minority half (Eq. 4); ``None`` stands for uniform.
         posterior: (N, K) float32 within 0.002, P(this given label is clean) (Eq. 8).
-        posterior_mean: (N, K) float32, mean of the posteriors of all refreshes since the warm-up.
+        posterior_mean: (N, K) float32 within 0.003, mean of the posteriors of all refreshes since the warm-up.
         posterior_count: (1,) int64, of how many.
         confidence: (N, K) float32 within 0.002, mean prediction on the two augmented views (Eq. 9).
         instance_posterior: (N, 2) float32, P(all labels of this image are clean) by each network of Co-teaching.
@@ -212,10 +212,10 @@ class LabelState:
             self._bits, self._table, self._known = None, None, frozenset()
         else:
             self._restore_table(tensors, k)
-        if unknown := tensors.keys() - set(STATISTICS):
+        if unknown := tensors.keys() - (plain := set(STATISTICS) - set(_FIELDS)):
             raise ValueError(f"unknown tensors {sorted(unknown)}")
-        for plain in [name for name in STATISTICS if name not in _FIELDS]:
-            setattr(self, plain, tensors.get(plain))
+        for name in plain:
+            setattr(self, name, tensors.get(name))
         self.check_shapes()
 
     def _restore_table(self, tensors: dict[str, torch.Tensor], k: int) -> None:
@@ -299,7 +299,7 @@ class LabelState:
     def different_labels(self, other: LabelState) -> int:
         """Count the given labels in which two states of as many rows and classes differ."""
         pairs = ((self.labels_of(rows), other.labels_of(rows)) for rows in self._chunks())
-        return sum(int((own != others).sum()) for own, others in pairs)
+        return sum(int((own != its).sum()) for own, its in pairs)
 
     def shard(self, rank: int, world_size: int) -> LabelState:
         """Return the state of the rows that process ``rank`` refreshes, every ``world_size``-th."""

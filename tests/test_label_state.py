@@ -104,12 +104,12 @@ def test_states_and_targets_are_not_rounded(relabel_threshold, refinement):
 def test_a_mean_over_many_refreshes_stays_near_the_exact_one():
     packed, exact = LabelState(torch.zeros(500, 9), NAMES), torch.zeros(500, 9, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    for refresh in range(100):
+    for refresh in range(300):
         posterior = torch.rand(500, 9, generator=generator) ** 3
         exact += (posterior - exact) / (refresh + 1)
         packed.add_posterior(posterior)
-    assert (packed.posterior_mean - exact).abs().max() < 2e-3
-    assert (packed.posterior_mean - exact).abs().mean() < 3e-4
+    assert (packed.posterior_mean - exact).abs().max() < 3e-3
+    assert (packed.posterior_mean - exact).abs().mean() < 6e-4
 
 
 def test_memory():

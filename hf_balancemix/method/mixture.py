@@ -10,7 +10,7 @@ The fit equals scikit-learn's `GaussianMixture(2)` with the start of `mixture_fi
 less than 1e-3. The stopping rule acts on each set by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -86,4 +86,4 @@ def label_posteriors(
         covariance_floor=covariance_floor,
     )
     posterior = mixture_posteriors(losses, labels, mixtures, monotone=monotone, trust_positives=trust_positives)
-    return MixtureFit(**vars(mixtures), posterior=posterior)
+    return MixtureFit(**{field.name: getattr(mixtures, field.name) for field in fields(mixtures)}, posterior=posterior)

@@ -70,8 +70,8 @@ def fit_mixtures(
     larger_mean = low + means[..., 1] * (high - low)
     fitted = eligible & (gap >= MIN_SEPARATION) & (ashman_d >= separation) & (larger_mean >= disagreement)
     found = Mixtures(means, variances, weights, n_steps, low, high, fitted, torch.zeros_like(fitted))
-    constant, slope, curvature = found.log_odds()
-    turn = found.turning_points().clamp(max=1)
+    constant, slope, curvature = found.log_odds
+    turn = found.turning_points.clamp(max=1)
     lowest, last = ((constant + x * (slope + x * curvature)).sigmoid() for x in (turn, torch.ones_like(turn)))
     return replace(found, non_monotone=fitted & (last > lowest + MIN_RISE))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -54,16 +55,18 @@ class Mixtures:
         nothing = torch.zeros_like(fitted, dtype=torch.int64)
         return cls(means, variances, weights, nothing, low, high, fitted == 1, nothing.bool())
 
+    @functools.cached_property
     def log_odds(self) -> Tensor:
         """Coefficients (3, 2, K) of 1, x and x² in the log-odds of the small-loss component at normalised loss x."""
         first, second = log_joint(self.means, self.variances, self.weights).unbind(dim=-2)
         return (first - second).movedim(-1, 0)
 
+    @functools.cached_property
     def turning_points(self) -> Tensor:
         """(2, K) normalised loss above which the posterior rises again; ∞ where it does not."""
         # Above the small mean the posterior falls for ever unless the small-loss mode is the wider one; then it falls
         # to the vertex of its log-odds, which lies beyond the larger mean, and rises from there on.
-        _, slope, curvature = self.log_odds()
+        _, slope, curvature = self.log_odds
         return torch.where(curvature > 0, -slope / (2 * curvature), math.inf)
 
 
@@ -110,9 +113,9 @@ def mixture_posteriors(
     """
     dtype = working_dtype(losses)
     width = span(mixtures.low, mixtures.high).to(dtype)
-    low, small_mean, turn = (t.to(dtype) for t in (mixtures.low, mixtures.means[..., 0], mixtures.turning_points()))
-    whole = mixtures.log_odds().new_tensor([math.inf, 0.0, 0.0])[:, None, None]
-    coefficients = torch.where(mixtures.fitted, mixtures.log_odds(), whole).to(dtype)
+    low, small_mean, turn = (t.to(dtype) for t in (mixtures.low, mixtures.means[..., 0], mixtures.turning_points))
+    whole = mixtures.log_odds.new_tensor([math.inf, 0.0, 0.0])[:, None, None]
+    coefficients = torch.where(mixtures.fitted, mixtures.log_odds, whole).to(dtype)
 
     def log_odds(loss: Tensor, label: int) -> Tensor:
         constant, slope, curvature = coefficients[:, label]

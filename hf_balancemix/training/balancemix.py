@@ -38,6 +38,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
     """
 
     _warned: frozenset[str] = frozenset()  # kinds of early warnings that this run has given
+    _mixtures: tuple[Any, Any] = None, None  # those of the label state: as it holds them, and on the device
 
     @classmethod
     def check_arguments(cls, args: BalanceMixTrainingArguments) -> None:
@@ -175,7 +176,10 @@ class BalanceMixTrainer(MultiLabelTrainer):
         Larger losses than the training set had when the mixtures were fitted count as its largest.
         """
         assert self.label_state is not None
-        mixtures = Mixtures.unstacked(torch.as_tensor(self.label_state.mixtures).to(logits.device))
+        held = self.label_state.mixtures
+        if self._mixtures[0] is not held:  # moved once, and not in every step
+            self._mixtures = held, Mixtures.unstacked(torch.as_tensor(held).to(logits.device))
+        mixtures = self._mixtures[1]
         positive = labels.bool()
         low, high = (torch.where(positive, end[1], end[0]).float() for end in (mixtures.low, mixtures.high))
         losses = mean_losses(logits.float(), labels).clamp(low, high)

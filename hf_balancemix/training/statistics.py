@@ -8,6 +8,7 @@ labels are put together. With ``relabel_views="stream"`` nothing is kept of any 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -179,4 +180,4 @@ def _fit(histogram: LossHistogram, args: Any) -> Mixtures:
     if args.world_size == 1:
         return mixtures
     shared = Mixtures.unstacked(broadcast(mixtures.stacked(), args))
-    return Mixtures(**{**vars(shared), "non_monotone": mixtures.non_monotone, "n_steps": mixtures.n_steps})
+    return replace(shared, non_monotone=mixtures.non_monotone, n_steps=mixtures.n_steps)
