@@ -12,6 +12,7 @@ Pixels travel as bytes, a quarter of what floats would take between processes an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -74,10 +75,10 @@ class PairSampler(Sampler[Item]):
         # Lists of a whole epoch would take ten times its memory; the same tokens come in parts of any size.
         for parts in zip(*halves, strict=True):
             tokens = torch.randint(2**62, (len(parts[0]),), generator=generator)
-            pairs = torch.stack(parts, dim=1)
-            pairs = pairs if self.rows is None else self.rows[pairs]
-            for members, token in zip(pairs.tolist(), tokens.tolist(), strict=True):
-                yield tuple(members), token, views
+            rows = (part if self.rows is None else self.rows[part] for part in parts)
+            members = zip(*(part.tolist() for part in rows), strict=True)
+            # Without a line of Python for each: every process goes through the items of all.
+            yield from zip(members, tokens.tolist(), repeat(views, len(tokens)), strict=True)
 
     def _halves(self, generator: torch.Generator) -> list[Iterable[torch.Tensor]]:
         """Return the rows of each member, in order and in parts of one length; draw them before the tokens."""

@@ -250,7 +250,7 @@ def draw(probability: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_by_sums(sums: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Do as `draw` with the running sums (N,) float64 of weights, on the CPU; 8 bytes per draw is all it needs."""
+    """Do as `draw` with the running sums (N,) float64 of weights, on the CPU, in 8 bytes per draw."""
     total = sums[-1:]
     # A product that rounds up to the total itself would fall behind the last index that can be drawn.
     last = int(torch.searchsorted(sums, total))
@@ -258,8 +258,9 @@ def draw_by_sums(sums: Tensor, count: int, generator: torch.Generator) -> Tensor
     # The numbers of the generator, and hence the draws, are the same in parts of any size.
     for part in index.split(_CHUNK_ENTRIES):
         uniform = torch.rand(len(part), dtype=torch.float64, generator=generator, device=generator.device).cpu()
+        target, order = (uniform * total).sort()  # neighbours are found in the same memory
         # The first index whose sum exceeds the target has a probability above 0, because the sum grew there.
-        part.copy_(torch.searchsorted(sums, uniform * total, right=True).clamp_(max=last))
+        part[order] = torch.searchsorted(sums, target, right=True).clamp_(max=last)
     return index
 
 
