@@ -32,6 +32,7 @@ _FORMAT = 1  # of the files, and of what their names are a digest of
 _CHUNK_BYTES = 2**22
 _MOST_IN_CHUNK = 256
 _HASHED_TOGETHER = 256
+_DIGITS = 32
 _ROUNDING = 2  # levels by which another processor may round a resized pixel
 _ANOTHER = "choose another folder as `image_cache`"
 
@@ -90,7 +91,7 @@ def open_image_cache(
     """
     first = read([0])
     folder = Path(os.path.expanduser(folder))
-    path = folder / f"{len(dataset)}-{_digest(dataset, column, geometry)}.npy"
+    path = folder / f"{len(dataset)}-{_known_digest(folder, dataset, column, geometry)}.npy"
     if not path.exists():
         with _only_one(folder, path.with_suffix(".lock")):
             if not path.exists():
@@ -106,8 +107,23 @@ def open_image_cache(
     return pixels
 
 
-def _digest(dataset: Any, column: str, geometry: str) -> str:
-    """What tells images and geometry apart; embedded images are read, files are only looked at."""
+def _known_digest(folder: Path, dataset: Any, column: str, geometry: str) -> str:
+    """Do as ``_digest``; embedded images are read once for each data set as ``datasets`` tells them apart."""
+    key = f"{_FORMAT} {geometry} {dataset.features[column]!r} {dataset._fingerprint}"
+    note = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.digest"
+    if note.exists() and len(known := note.read_text(encoding="utf-8")) == _DIGITS:
+        return known
+    digest, embedded = _digest(dataset, column, geometry)
+    if embedded:  # else a file might change
+        with _clear_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            note.write_text(digest, encoding="utf-8")
+    return digest
+
+
+def _digest(dataset: Any, column: str, geometry: str) -> tuple[str, bool]:
+    """What tells images and geometry apart; embedded images are read, files are only looked at. Are all embedded?"""
+    embedded = True
     digest = hashlib.sha256(f"{_FORMAT} {geometry} {dataset.features[column]!r}".encode())
     batches = dataset.with_format("arrow").iter(batch_size=_HASHED_TOGETHER)
     steps = -(-len(dataset) // _HASHED_TOGETHER)
@@ -118,8 +134,9 @@ def _digest(dataset: Any, column: str, geometry: str) -> str:
                 digest.update(f"{len(content.as_buffer())} ".encode())
                 digest.update(content.as_buffer())
             else:
+                embedded = False
                 digest.update(repr(file_stamp(path)).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()[:_DIGITS], embedded
 
 
 @contextmanager

@@ -383,3 +383,36 @@ def test_training_is_the_same_to_the_bit_and_evaluation_sets_are_made_first(tmp_
     again.get_train_dataloader()
     assert sorted(file.name.split("-")[0] for file in files(tmp_path / "cache")) == ["40", "8", "9"]
     assert again.evaluate()["eval_a_loss"] > 0
+
+
+def test_embedded_images_are_looked_at_once(tmp_path, monkeypatch, dataset):
+    looked = []
+    monkeypatch.setattr(image_cache, "_bar", lambda *args, **options: looked.append(options.get("desc")) or args[0])
+    monkeypatch.setattr(image_cache, "_make", lambda path, *rest: np.save(path, plain(dataset).numpy()))
+    looks = ["Looking at the images"]
+    assert torch.equal(cached(dataset, tmp_path)[range(N)], plain(dataset))
+    assert looked == looks
+    cached(dataset, tmp_path)
+    assert looked == looks
+    cached(dataset.add_column("other", [0] * N), tmp_path)  # another data set, of the same images
+    assert looked == 2 * looks
+    assert len(files(tmp_path)) == 1
+    for note in files(tmp_path, "digest"):
+        note.write_text("")  # broken off
+    cached(dataset, tmp_path)
+    assert looked == 3 * looks
+
+
+def test_files_are_looked_at_each_time(tmp_path):
+    paths = []
+    for i in range(2):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.new("RGB", (tiny.SIZE, tiny.SIZE), (i, 0, 0)).save(paths[-1])
+    dataset = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    folder = tmp_path / "cache"
+    cached(dataset, folder)
+    Image.new("RGB", (tiny.SIZE, tiny.SIZE), (200, 0, 0)).save(paths[0])
+    os.utime(paths[0], (1, 1))
+    assert torch.equal(cached(dataset, folder)[range(2)], plain(dataset))
+    assert len(files(folder)) == 2
+    assert files(folder, "digest") == []
