@@ -130,6 +130,7 @@ def check_plain_mixup(args: Any, trainer: str) -> None:
 
 _CHOSEN = (
     "augmentation",
+    "augment_on",
     "weight_decay_on",
     "class_reduction",
     "second_sampler",

@@ -33,13 +33,13 @@ from hf_balancemix.data.transforms import ImageTransform
 WIDTH, HEIGHT = 640, 480
 # Largest features of the picture first: columns of the noise, and its standard deviation in levels.
 SCALES = ((4, 60), (12, 35), (40, 20), (120, 10), (320, 6))
-# Of an epoch, per training image: images read, views augmented, views normalised, and what the device does, in units
-# of a training step; a view without gradient is a third. Reading: random half, minority half, pass.
+# Of an epoch, per training image: images read, views augmented, and what the device does, in units of a training step;
+# a view without gradient is a third. Reading: random half, minority half, pass. The device normalises.
 EPOCHS = {
-    "plain BCE": (1, 1, 1, 1.0),
-    "schedule reuse": (3, 4, 4, 1 + 2 / 3),
-    "schedule epoch": (3, 4, 5, 1 + 3 / 3),
-    "schedule step": (3, 4, 5, 1 + 5 / 3),
+    "plain BCE": (1, 1, 1.0),
+    "schedule reuse": (3, 4, 1 + 2 / 3),
+    "schedule epoch": (3, 4, 1 + 3 / 3),
+    "schedule step": (3, 4, 1 + 5 / 3),
 }
 Decoder = Callable[[bytes], Any]
 
@@ -84,6 +84,7 @@ def _measure(options: Namespace, folder: Path) -> tuple[str, list[Figure]]:
         "resize, timm's processor": lambda: of_timm(options.image_size).resize(pictures),
         "read from the image cache": lambda: cached[rows],
         "decode a JPEG copy instead": lambda: [decoders["torchvision"](content) for content in copies],
+        "draw what to augment": lambda: transform.draw(seeds, options.image_size, options.image_size),
         "augment": lambda: transform.augment(pixels, seeds),
         "normalise": lambda: transform.finish(pixels),
     }
@@ -113,8 +114,8 @@ def _measure(options: Namespace, folder: Path) -> tuple[str, list[Figure]]:
     speed = options.gpu_images_per_second
     for name, parts in EPOCHS.items():
         for cache, reading in (("", read), (", cached", times["read from the image cache"])):
-            needed = cores(parts, reading, times["augment"], times["normalise"], speed)
-            figures.append((f"cores for {name}{cache}", needed, ""))
+            for place, stage in (("", "augment"), (", augmented on the GPU", "draw what to augment")):
+                figures.append((f"cores for {name}{cache}{place}", cores(parts, reading, times[stage], speed), ""))
     return title, [Figure(*figure) for figure in figures]
 
 
@@ -122,18 +123,17 @@ def _all(decode: Decoder, contents: list[bytes]) -> list[Any]:
     return [decode(content) for content in contents]
 
 
-def cores(parts: tuple[int, int, int, float], read: float, augment: float, normalise: float, speed: float) -> float:
+def cores(parts: tuple[int, int, float], read: float, augment: float, speed: float) -> float:
     """How many cores keep a device busy that trains on ``speed`` images per second.
 
     Args:
         parts: One of :data:`EPOCHS`.
         read: Milliseconds per image to read it.
-        augment: The same per view, to augment it.
-        normalise: The same per view, to normalise it.
+        augment: The same per view, to augment it, or to draw what the device is to do.
         speed: Of plain training.
     """
-    reads, augmented, normalised, steps = parts
-    return (reads * read + augmented * augment + normalised * normalise) / 1e3 * speed / steps
+    reads, augmented, steps = parts
+    return (reads * read + augmented * augment) / 1e3 * speed / steps
 
 
 def rounds_of(stages: dict[str, Callable[[], Any]], rounds: int, count: int) -> dict[str, float]:

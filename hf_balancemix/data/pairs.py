@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from hf_balancemix.data.augmentations import Seed
 from hf_balancemix.data.image_cache import open_image_cache
 from hf_balancemix.data.images import read_images
 from hf_balancemix.data.transforms import ImageTransform
@@ -151,7 +152,8 @@ class PairDataset(Dataset[dict[str, torch.Tensor]]):
     """Turns a batch of items into tensors: both halves are read in one call and augmented by the pair's token.
 
     ``__getitems__`` gives a ready batch: ``pixel_values`` (B, members, views, 3, H, W) uint8, ``index``
-    (B, members) int64, ``mix_lambda`` (B,) float32: in [1/2, 1] (Eq. 5), or in [0, 1] if it is not ``folded``.
+    (B, members) int64, ``mix_lambda`` (B,) float32: in [1/2, 1] (Eq. 5), or in [0, 1] if it is not ``folded``. Where
+    the device augments, there is one image each (B, members, 1, 3, H, W), and ``drawn`` (B, members, views, P) int64.
     """
 
     def __init__(
@@ -167,10 +169,8 @@ class PairDataset(Dataset[dict[str, torch.Tensor]]):
         index = [row for members, _, _ in items for row in members]
         batch, members, views = len(items), len(items[0][0]), items[0][2]
         seeds = [(token, m, v) for _, token, _ in items for m in range(members) for v in range(views)]
-        pixels = self.images[index].repeat_interleave(views, dim=0)
-        pixels = self.transform.augment(pixels, seeds)
         return {
-            "pixel_values": pixels.unflatten(0, (batch, members, views)),
+            **_views(self.images[index], self.transform, seeds, (batch, members)),
             "index": torch.tensor(index).view(batch, members),
             "mix_lambda": draw_lambda(
                 self.mix_alpha, [(token, _LAMBDA_STREAM) for _, token, _ in items], self.folded
@@ -181,7 +181,8 @@ class PairDataset(Dataset[dict[str, torch.Tensor]]):
 class ViewDataset(Dataset[dict[str, torch.Tensor]]):
     """Every training image once: an unaugmented view and seeded augmented views, for the pass at the epoch's start.
 
-    ``__getitems__`` gives uint8 ``pixel_values`` (n, views, 3, H, W). Views depend on (seed, epoch, row, view) alone.
+    ``__getitems__`` gives uint8 ``pixel_values`` (n, views, 3, H, W), or what ``ImageTransform.views`` makes them of.
+    Views depend on (seed, epoch, row, view) alone.
 
     Args:
         images: Where the pixels come from.
@@ -204,12 +205,13 @@ class ViewDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitems__(self, index: Sequence[int]) -> dict[str, torch.Tensor]:
         """Read one batch of rows."""
         pixels = self.images[index]
-        parts = [pixels.unsqueeze(1)] if self.clean else []
-        if self.augmented:
-            seeds = [(*self.key, row, v) for row in index for v in range(self.augmented)]
-            repeated = self.transform.augment(pixels.repeat_interleave(self.augmented, dim=0), seeds)
-            parts.append(repeated.unflatten(0, (len(index), self.augmented)))
-        return {"pixel_values": torch.cat(parts, dim=1)}
+        if not self.augmented:
+            return {"pixel_values": pixels.unsqueeze(1)}
+        seeds = [(*self.key, row, v) for row in index for v in range(self.augmented)]
+        batch = _views(pixels, self.transform, seeds, (len(index),))
+        if self.clean and "drawn" not in batch:
+            batch["pixel_values"] = torch.cat([pixels.unsqueeze(1), batch["pixel_values"]], dim=1)
+        return batch
 
 
 class EvalDataset(Dataset[dict[str, torch.Tensor]]):
@@ -227,6 +229,18 @@ class EvalDataset(Dataset[dict[str, torch.Tensor]]):
         if self.labels is not None:
             batch["labels"] = self.labels[list(index)].float()
         return batch
+
+
+def _views(
+    pixels: torch.Tensor, transform: ImageTransform, seeds: Sequence[Seed], shape: tuple[int, ...]
+) -> dict[str, torch.Tensor]:
+    """Make the views of images (n, 3, H, W), one for each seed, or leave it to the device; n is that of ``shape``."""
+    if transform.on_device:
+        drawn = transform.draw(seeds, *pixels.shape[-2:]).unflatten(0, (*shape, -1))
+        return {"pixel_values": pixels.view(*shape, 1, *pixels.shape[1:]), "drawn": drawn}
+    views = len(seeds) // len(pixels)
+    made = transform.augment(pixels.repeat_interleave(views, dim=0), seeds)
+    return {"pixel_values": made.view(*shape, views, *pixels.shape[1:])}
 
 
 def as_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from hf_balancemix.argument_checks import check_method_arguments, check_trainer_arguments
-from hf_balancemix.data.transforms import AUGMENTATIONS
+from hf_balancemix.data.augmentations import AUGMENTATIONS
 from hf_balancemix.losses import CLASS_REDUCTIONS, LOSSES
 from hf_balancemix.method import MINORITY_SCORES, REFINEMENTS, TRANSITION_CHOICES
 
@@ -108,6 +108,12 @@ class BalanceMixTrainingArguments(TrainingArguments):
         0.0,
         "Side of a rectangle of random colour over a random part of each training image, before augmentation, "
         "as a share of the image's side; 0 is off, the ML-Decoder scripts take 0.5.",
+    )
+    augment_on: str = _option(
+        "auto",
+        "Where training images are augmented: in the loader's workers, on the device, or auto: on the device if it "
+        "is no CPU.",
+        ["auto", "workers", "device"],
     )
     medium_shot_from: int = _option(1000, "Classes with at least this many training positives are medium-shot.")
     many_shot_from: int = _option(10000, "Classes with at least this many training positives are many-shot.")
@@ -247,6 +253,11 @@ class BalanceMixTrainingArguments(TrainingArguments):
     def needs_views(self) -> bool:
         """Whether refinement needs the two augmented views."""
         return self.refinement in ("full", "relabelled")
+
+    @property
+    def augments_on_device(self) -> bool:
+        """Whether the device makes the augmented views, and not the loader's workers."""
+        return self.augment_on == "device" or (self.augment_on == "auto" and self.device.type != "cpu")
 
     @property
     def streams(self) -> bool:

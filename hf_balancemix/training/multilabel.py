@@ -208,7 +208,7 @@ class MultiLabelTrainer(ResumableTrainer):
         checks.check_sharding(self.model, bool(args.fsdp), self.is_fsdp_enabled)
         check_method_arguments(args)  # again: a hyperparameter search sets them anew for every run
         self.check_arguments(args)
-        self.transform.augmentation, self.transform.cutout = args.augmentation, args.cutout
+        self.transform.set_augmentation(args.augmentation, args.cutout, args.augments_on_device)
         checks.check_batch_size(
             len(self.label_state), self._train_batch_size, args.world_size, args.dataloader_drop_last
         )
@@ -276,11 +276,11 @@ class MultiLabelTrainer(ResumableTrainer):
     # ---- one step ----
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch to the device, and normalise its images there: until then they are bytes."""
+        """Move a batch to the device, and finish its images there: until then they are bytes."""
         inputs = super()._prepare_inputs(inputs)
         if inputs["pixel_values"].dtype == torch.uint8:
             # Again for what DeepSpeed wants of floats.
-            inputs["pixel_values"] = self._prepare_input(self.transform.finish(inputs["pixel_values"]))
+            inputs["pixel_values"] = self._prepare_input(self.transform.finish(self.transform.views(inputs)))
         return inputs
 
     def compute_loss(

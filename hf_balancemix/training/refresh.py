@@ -80,7 +80,8 @@ def predicted_views(
     seen = 0
     try:
         for batch in tqdm(loader, desc="refresh", leave=False, delay=2, disable=args.disable_tqdm or rank != 0):
-            pixels = batch["pixel_values"].to(args.device, non_blocking=True)
+            moved = {name: tensor.to(args.device, non_blocking=True) for name, tensor in batch.items()}
+            pixels = trainer.transform.views(moved, clean)
             with trainer.compute_loss_context_manager():
                 # As the batches of the steps are: DeepSpeed wants floats in the model's precision.
                 flat = trainer._prepare_input(trainer.transform.finish(pixels.flatten(0, 1)))
