@@ -108,7 +108,7 @@ class LabelState:
     best_probs: torch.Tensor | None
     transition: torch.Tensor | None
     mixtures: torch.Tensor | None
-    sampling_sums: torch.Tensor | None = None
+    sampling_sums: torch.Tensor | None
     posterior, posterior_mean, confidence = _Probabilities(), _Probabilities(), _Probabilities()
 
     def __init__(
@@ -118,7 +118,7 @@ class LabelState:
         prepared_epoch: int = -1,
         **statistics: torch.Tensor | None,
     ) -> None:
-        self.class_names, self.prepared_epoch = class_names, prepared_epoch
+        self.class_names, self.prepared_epoch, self.sampling_sums = class_names, prepared_epoch, None
         # Until a label has a posterior: (N, ⌈K/8⌉) uint8. Then: (N, K) int32, in which the fields named are known.
         self.sparse: SparseLabels | None = labels if isinstance(labels, SparseLabels) else None
         self._bits: torch.Tensor | None = None if isinstance(labels, SparseLabels) else packed_bits(labels)
@@ -298,8 +298,8 @@ class LabelState:
 
     def different_labels(self, other: LabelState) -> int:
         """Count the given labels in which two states of as many rows and classes differ."""
-        pairs = ((self.labels_of(rows), other.labels_of(rows)) for rows in self._chunks())
-        return sum(int((own != its).sum()) for own, its in pairs)
+        chunks = () if self.sparse is not None and self.sparse.equals(other.sparse) else self._chunks()
+        return sum(int((self.labels_of(rows) != other.labels_of(rows)).sum()) for rows in chunks)
 
     def shard(self, rank: int, world_size: int) -> LabelState:
         """Return the state of the rows that process ``rank`` refreshes, every ``world_size``-th."""

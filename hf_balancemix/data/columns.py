@@ -20,7 +20,7 @@ IMAGE_COLUMNS = ("image", "img", "picture", "photo", "pixel_values")
 ID_COLUMNS = ("id", "image_id")
 DELIMITERS = (",", "|", ";")
 _NUMERIC = ("bool", "int", "uint", "float")
-_MAX_CLASSES = 100_000
+_MAX_CLASSES, _ROWS_TOGETHER = 100_000, 2**16
 _LISTS = (datasets.List, datasets.LargeList)
 
 Array = npt.NDArray[Any]
@@ -131,19 +131,19 @@ def find_label_format(
             if not getattr(dataset.features[name], "dtype", "").startswith(_NUMERIC):
                 raise mistake(f"0/1 in column {name!r}", str(dataset.features[name]), "Convert the column with map()")
         return LabelFormat("columns", names or column, names or column)
-    values = arrow_columns(dataset, (column,))[column]
     feature = dataset.features[column]
     inner = feature.feature if isinstance(feature, _LISTS) else feature
+    if inner is not feature and isinstance(inner, datasets.ClassLabel):
+        own = _check_names(inner.names)
+        _check_equal(names or own, own, f"the given class_names in column {column!r}")
+        return LabelFormat("ids", (column,), own)
+    values = arrow_columns(dataset, (column,))[column]
     if getattr(inner, "dtype", None) in ("string", "large_string"):
         delimiter = (delimiter or _find_delimiter(column, values)) if inner is feature else None
         found = _texts(column, values, delimiter)[1].unique().to_pylist()
         return LabelFormat("names", (column,), names or _check_names(sorted(found)), delimiter)
     if inner is feature:
         raise _single_label(column, feature)
-    if isinstance(inner, datasets.ClassLabel):
-        own = _check_names(inner.names)
-        _check_equal(names or own, own, f"the given class_names in column {column!r}")
-        return LabelFormat("ids", (column,), own)
     if not getattr(inner, "dtype", "").startswith((*_NUMERIC, "null")):
         raise mistake(f"lists of names, ids or 0/1 in column {column!r}", str(feature), "Convert it with map()")
     return _numeric_lists(column, inner.dtype, getattr(feature, "length", -1), values, names)
@@ -192,7 +192,11 @@ def read_positives(table: pa.Table, label_format: LabelFormat, first: int = 0) -
 
 def arrow_columns(dataset: datasets.Dataset, columns: Sequence[str]) -> pa.Table:
     """Read some columns as they are stored: no transform is run, no image decoded."""
-    return dataset.select_columns(list(columns)).with_format("arrow")[:]
+    stored = dataset.select_columns([*columns]).with_format("arrow")
+    if stored._indices is None or not len(stored):
+        return stored[:]
+    # Shuffled rows come in a piece of hundreds of bytes each.
+    return pa.concat_tables([part.combine_chunks() for part in stored.iter(batch_size=_ROWS_TOGETHER)])
 
 
 def _find_columns(dataset: datasets.Dataset, label_column: Columns, names: Names | None) -> str | Names:
@@ -216,9 +220,7 @@ def _find_columns(dataset: datasets.Dataset, label_column: Columns, names: Names
     lacking = [name for name in names or () if name not in present]
     hint = f", and {lacking[0]!r} of class_names{nearest(lacking[0], present)} is none of them" if lacking else ""
     expected = f"a label column ({some(LABEL_COLUMNS)}), or one 0/1 column per class"
-    raise mistake(
-        expected, f"the columns {some(present)}{hint}", "Name the column, or list of columns, in label_column"
-    )
+    raise mistake(expected, f"the columns {some(present)}{hint}", "Name it, or a list of columns, in label_column")
 
 
 def _binary_columns(dataset: datasets.Dataset) -> Names:

@@ -35,7 +35,7 @@ class Permutation:
         return self.size
 
     def __getitem__(self, places: Tensor) -> Tensor:
-        """Return the (...) int64 instances at places (...) of [0, N)."""
+        """Return the (n, ...) int64 instances at places (n, ...) of [0, N)."""
         found = self._rounds(places.numpy().astype(np.uint64))
         while (beyond := found >= self.size).any():
             found[beyond] = self._rounds(found[beyond])

@@ -12,7 +12,7 @@ from torch import Tensor
 _TOGETHER = 2**22  # positives gone over at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseLabels:
     """(N, K) labels in compressed rows: 4 bytes for each positive and 8 for each row.
 
@@ -36,6 +36,15 @@ class SparseLabels:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def equals(self, other: SparseLabels | None) -> bool:
+        """Say whether the other labels are the same."""
+        return (
+            other is not None
+            and self.shape == other.shape
+            and torch.equal(self.offsets, other.offsets)
+            and torch.equal(self.classes, other.classes)
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -191,14 +191,24 @@ def _confidence(run: RunNumbers, path: Path, title: str) -> None:
     plot_confidence_against_ap(state.class_confidence.numpy(), _ap(run, names), names, path, groups, title)
 
 
+def _refined_state(run: RunNumbers) -> LabelState:
+    state = _state(run)
+    if state.mixtures is not None:
+        raise MissingNumbersError(
+            "Expected a label state with posteriors, found that of a run with relabel_views='stream', which keeps "
+            "none. Train with 'reuse' or 'epoch'."
+        )
+    return state
+
+
 def _histograms(run: RunNumbers, path: Path, title: str) -> None:
     settings = run.entry["settings"]
     mixture = {name: settings[key] for name, key in _MIXTURE.items() if key in settings}
-    plot_loss_histograms(_state(run), path, title=title, **mixture)
+    plot_loss_histograms(_refined_state(run), path, title=title, **mixture)
 
 
 def _relabelled(run: RunNumbers, path: Path, title: str) -> None:
-    state = _state(run)
+    state = _refined_state(run)
     if run.images is None:
         raise MissingNumbersError(run.no_images)
     threshold = float(run.entry["settings"].get("relabel_threshold", 0.975))

@@ -78,13 +78,14 @@ class BalanceMixTrainer(MultiLabelTrainer):
             )
         if state is None:
             return
-        if self._minority_weights() is None and args.streams and state.class_confidence is not None:
+        known = state.class_confidence is not None and state.sampling_sums is None
+        if known and args.streams and args.second_sampler == "minority":
             refresh_sums(state, args)  # a checkpoint does not hold them
         refines = args.refinement != "none" and (epoch >= args.warmup_epochs or final)
         needed = refines or (epoch > 0 and args.second_sampler == "minority")
         if state.prepared_epoch == epoch or not needed:
             return
-        start, before = time.perf_counter(), copy.copy(state)  # a refresh makes new tensors: the copy keeps the old
+        start, before = time.perf_counter(), copy.copy(state)  # a refresh makes new tensors, but for the sums
         batches = predicted_views(self, *views_of_pass(self.args, refines, final), epoch)
         non_monotone = refresh_statistics(state, self.args, batches, refines, final)
         state.prepared_epoch = epoch

@@ -21,7 +21,7 @@ from hf_balancemix.label_files import FILE_NAME
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.training.ema import FILE_NAME as AVERAGE
 from hf_balancemix.training.ema import has_average
-from hf_balancemix.training.machine import gather_objects
+from hf_balancemix.training.machine import attempt, gather_objects
 
 logger = logging.get_logger(__name__)
 
@@ -104,11 +104,7 @@ def find_checkpoint_of_all(wanted: str | os.PathLike[str] | bool | None, args: T
     Raises:
         ValueError: On all of them, if any finds none to resume from, or another one than the others.
     """
-    found, error = None, None
-    try:
-        found = find_checkpoint(wanted, args.output_dir)
-    except ValueError as caught:
-        error = caught
+    found, error = attempt(lambda: find_checkpoint(wanted, args.output_dir))
     names = gather_objects(str(error) if error else found and Path(found).name, args)
     if len(set(names)) > 1:
         different = "; ".join(f"process {rank}: {name}" for rank, name in enumerate(names) if name != names[0])
@@ -126,11 +122,14 @@ def _check_shared(args: TrainingArguments) -> None:
     """Warn if another process does not see what the first one writes into the output folder."""
     if args.world_size == 1:
         return
-    folder, marker = Path(args.output_dir), ""
-    if args.process_index == 0:
+    folder = Path(args.output_dir)
+
+    def mark() -> str:
         folder.mkdir(parents=True, exist_ok=True)
-        marker = Path(tempfile.mkdtemp(prefix=".shared-", dir=folder)).name
-    marker = gather_objects(marker, args)[0]
+        return Path(tempfile.mkdtemp(prefix=".shared-", dir=folder)).name
+
+    own, error = attempt(mark) if args.process_index == 0 else (None, None)
+    marker = gather_objects(own, args, error)[0]
     blind = gather_objects((folder / marker).is_dir(), args).count(False)
     if args.process_index == 0:
         (folder / marker).rmdir()

@@ -55,6 +55,7 @@ class CoTeachingTrainer(MultiLabelTrainer):
     """
 
     networks = 2
+    keeps_tables = True
     _weights: torch.Tensor | None = None
 
     def __init__(

@@ -116,7 +116,8 @@ def early_warnings(state: LabelState, args: Any, history: Sequence[Mapping[str, 
 
     Returns:
         Messages by kind: ``classes`` that lose nearly all their positives, ``posteriors`` that separate nothing,
-        ``confidence`` that never reaches ε, ``memorisation`` of the given labels. None if nothing seems wrong.
+        ``confidence`` that never reaches ε, ``memorisation`` of the given labels. None if nothing seems wrong. The
+        first three are for schedules that keep posteriors, not for "stream".
     """
     found = {"memorisation": _memorisation(args, history)}
     if state.posterior is not None:

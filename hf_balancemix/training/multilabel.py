@@ -10,14 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from hf_balancemix import checks
 from hf_balancemix.argument_checks import check_method_arguments
-from hf_balancemix.data.columns import LabelTable, encode_labels, find_image_column, has_label_column
+from hf_balancemix.data.columns import encode_labels, find_image_column, has_label_column
 from hf_balancemix.data.formats import as_stored, evaluation_labels, refuse_ignored
 from hf_balancemix.data.pairs import EvalDataset, ImageRows, PairDataset, PairSampler, as_batch
 from hf_balancemix.data.transforms import ImageTransform
@@ -34,7 +33,7 @@ from hf_balancemix.training.objective import entry_losses, logits_of
 from hf_balancemix.training.optimisation import decay_parameter_names, one_cycle
 from hf_balancemix.training.refresh import synchronise_buffers
 from hf_balancemix.training.resumable import ResumableTrainer
-from hf_balancemix.training.stream import shared_labels
+from hf_balancemix.training.stream import shared_counts, shared_labels
 
 logger = logging.get_logger(__name__)
 
@@ -68,6 +67,7 @@ class MultiLabelTrainer(ResumableTrainer):
     eval_dataset: Any
     # One mean per micro-batch; the Trainer divides by the number of accumulated ones.
     loss_is_scaled_for_ga = False
+    keeps_tables = False  # whether the method needs tables of all labels, and none can be streamed
 
     def __init__(
         self,
@@ -94,7 +94,8 @@ class MultiLabelTrainer(ResumableTrainer):
         self._check_eval_sets(eval_dataset, args)
         if compute_metrics is None and self._class_names is not None:
             thresholds = (args.medium_shot_from, args.many_shot_from)
-            compute_metrics = build_compute_metrics(self._class_names, self._train_counts(), thresholds)
+            counts = None if self.label_state is None else self.positives.numpy()
+            compute_metrics = build_compute_metrics(self._class_names, counts, thresholds)
         super().__init__(
             model=model,
             args=args,
@@ -126,24 +127,24 @@ class MultiLabelTrainer(ResumableTrainer):
 
     def _read_labels(self, dataset: Any, args: BalanceMixTrainingArguments) -> None:
         refuse_ignored(dataset)
-        if args.streams:
+        streams = args.streams and not self.keeps_tables
+        if streams:
             labels, self._class_names = self._named(partial(shared_labels, args), dataset, args)
         else:
             table = self._encode(dataset, args)
             labels, self._class_names = torch.from_numpy(table.labels), table.class_names
         self.label_state = LabelState(labels, self._class_names)
-        self.positives = self.label_state.positives()  # (K,), for the groups of the metrics
+        self.positives = self.label_state.positives()  # (K,), of the clean ones if known: the same under any noise
         if unseen := [name for name, count in zip(self._class_names, self.positives, strict=True) if not count]:
             logger.warning(f"{len(unseen)} of {len(self._class_names)} classes have no positive: {unseen[:5]}.")
-        if "clean_labels" in dataset.column_names and args.streams:
-            self.positives = shared_labels(args, dataset, "clean_labels", self._class_names)[0].counts
+        if "clean_labels" in dataset.column_names and streams:
+            self.positives = shared_counts(args, dataset, "clean_labels", self._class_names)
         elif "clean_labels" in dataset.column_names:
             self.clean_labels = torch.from_numpy(encode_labels(dataset, "clean_labels", self._class_names).labels)
             self.positives = self.clean_labels.sum(dim=0, dtype=torch.int64)
 
-    def _encode(self, dataset: Any, args: BalanceMixTrainingArguments) -> LabelTable:
-        table: LabelTable = self._named(encode_labels, dataset, args)
-        return table
+    def _encode(self, dataset: Any, args: BalanceMixTrainingArguments) -> Any:
+        return self._named(encode_labels, dataset, args)
 
     def _named(self, encode: Callable[..., Any], dataset: Any, args: BalanceMixTrainingArguments) -> Any:
         """Read labels; if the model brought the class names that they do not fit, say so."""
@@ -153,10 +154,6 @@ class MultiLabelTrainer(ResumableTrainer):
             if self._class_names is None or self.label_state is not None:
                 raise
             raise ValueError(f"{error} {checks.names_of_model(self._class_names)}") from error
-
-    def _train_counts(self) -> np.ndarray | None:
-        """Positives per class, from the clean labels where there are any: groups stay the same under any noise."""
-        return None if self.label_state is None else self.positives.numpy()
 
     def _check_eval_sets(self, eval_dataset: Any, args: BalanceMixTrainingArguments) -> None:
         sets = eval_dataset if isinstance(eval_dataset, dict) else {"evaluation": eval_dataset}
@@ -213,6 +210,8 @@ class MultiLabelTrainer(ResumableTrainer):
             len(self.label_state), self._train_batch_size, args.world_size, args.dataloader_drop_last
         )
         self._name_classes()  # again: `model_init` makes a new model for every run
+        if (self.label_state.sparse is not None) != (args.streams and not self.keeps_tables):
+            self._read_labels(self.train_dataset, args)  # likewise: a search has turned streaming on or off
         if self.is_in_train:
             self.label_state.reset()  # before a checkpoint, if any, is loaded
             if args.should_save and not self.state.is_hyper_param_search:

@@ -134,11 +134,11 @@ class ResumableTrainer(Trainer):
             saved, changes = self._saved_state(checkpoint)
             for sentence in changes.values():
                 logger.warning(f"Resuming from {checkpoint} as another run: {sentence}.")
-            if not changes.keys().isdisjoint(self.args.method_settings()):
-                saved.reset()  # what the new settings need may be missing: the resumed epoch is prepared anew
-            if saved.sparse is not None:
+            if not changes.keys().isdisjoint({"trainer", *self.args.method_settings()}):
+                self.label_state.reset()  # what the new settings need may be missing: the epoch is prepared anew
+            else:
                 saved.sparse = self.label_state.sparse  # the same, and held once on each machine
-            self.label_state.assign(saved)
+                self.label_state.assign(saved)
             self.average.load(checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
 

@@ -5,7 +5,6 @@ Both are in files that the processes of one machine map, and that none has to it
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hf_balancemix.data.columns import Columns, Names, find_label_format
 from hf_balancemix.data.sparse_labels import sparse_parts
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.method import SparseLabels, partial_score, sampling_weight
-from hf_balancemix.training.machine import Machine, mapped
+from hf_balancemix.training.machine import machine_of, mapped, no_room
 from hf_balancemix.training.refresh import all_reduce
 
 _TOGETHER = 2**24  # bytes
@@ -46,7 +45,7 @@ def shared_labels(
     Raises:
         OSError: If the folder of temporary files has no room for them.
     """
-    machine = Machine(args)
+    machine = machine_of(args)
     with machine.folder() as folder:
 
         def write() -> Names:
@@ -61,6 +60,16 @@ def shared_labels(
     return SparseLabels(offsets, classes, len(names)), names
 
 
+def shared_counts(args: Any, dataset: Any, label_column: Columns, class_names: Names) -> torch.Tensor:
+    """Return the (K,) int64 positives of each class in another label column, read once on each machine."""
+
+    def count() -> torch.Tensor:
+        label_format = find_label_format(dataset, label_column, class_names)
+        return torch.stack([part.counts for part in sparse_parts(dataset, label_format)]).sum(dim=0)
+
+    return machine_of(args).once(count)
+
+
 def _write(folder: Path, parts: Any) -> None:
     """Write offsets and classes of the parts, one after the other, into two files."""
     try:
@@ -72,7 +81,7 @@ def _write(folder: Path, parts: Any) -> None:
                 classes.write(part.classes.numpy().tobytes())
                 last += len(part.classes)
     except OSError as error:
-        raise _no_room(error) from error
+        raise no_room(error) from error
 
 
 def refresh_sums(state: LabelState, args: Any) -> None:
@@ -87,7 +96,7 @@ def refresh_sums(state: LabelState, args: Any) -> None:
     """
     assert state.sparse is not None
     assert state.class_confidence is not None
-    machine, num_rows = Machine(args), len(state)
+    machine, num_rows = machine_of(args), len(state)
     if state.sampling_sums is None:
         with machine.folder() as folder:
             machine.once(lambda: _write_zeros(folder / "sums", 8 * num_rows))
@@ -121,11 +130,4 @@ def _write_zeros(path: Path, size: int) -> None:
             for start in range(0, size, _TOGETHER):
                 file.write(bytes(min(_TOGETHER, size - start)))
     except OSError as error:
-        raise _no_room(error) from error
-
-
-def _no_room(error: OSError) -> OSError:
-    return OSError(
-        f"Expected room for the labels of the training set in {tempfile.gettempdir()}, the folder of temporary files, "
-        f"found none ({error}). Free some, or set TMPDIR to a folder on a disk of this machine."
-    )
+        raise no_room(error) from error

@@ -62,6 +62,8 @@ class TEstimatorTrainer(MultiLabelTrainer):
             with FSDP or DeepSpeed.
     """
 
+    keeps_tables = True
+
     @property
     def average_from(self) -> int:
         """The epoch before which the third stage begins the average anew."""

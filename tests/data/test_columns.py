@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, LargeList, List, Value
 
+from hf_balancemix.data import columns
 from hf_balancemix.data.columns import (
     encode_labels,
     find_image_column,
@@ -276,3 +277,13 @@ def test_image_column():
     with pytest.raises(ValueError, match=r"found 0 of feature Image among 'image'.*cast_column\("):
         find_image_column(paths)
     assert find_image_column(paths.cast_column("image", datasets.Image())) == "image"
+
+
+def test_shuffled_rows_are_read_as_the_others(monkeypatch):
+    monkeypatch.setattr(columns, "_ROWS_TOGETHER", 3)
+    rows = [[k for k in range(4) if (i >> k) & 1] for i in range(16)]
+    dataset = datasets.Dataset.from_dict({"labels": rows})
+    order = [3, 9, 9, 0, 15, 7, 1, 2]
+    found = encode_labels(dataset.select(order), class_names=list("abcd")).labels
+    assert found.tolist() == encode_labels(dataset, class_names=list("abcd")).labels[order].tolist()
+    assert columns.arrow_columns(dataset.select([]), ["labels"]).num_rows == 0

@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -83,6 +85,10 @@ def main():
     if job.get("own_folders"):  # as on machines that share none
         job["output_dir"] += f"/{os.environ['RANK']}"
     args = tiny.arguments(job["output_dir"], **job.get("options", {}))
+    if "hosts" in job:
+        socket.gethostname = lambda: job["hosts"][args.process_index]
+    if job.get("lost_folder") == args.process_index:
+        tempfile.tempdir = job["output_dir"] + "/gone"
     world = job.get("world_size", 1)
     assert args.world_size == world, f"expected {world} processes, found {args.world_size}"
     if job.get("method") == "stock":

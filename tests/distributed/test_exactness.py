@@ -54,7 +54,7 @@ def stream(results, batch):
 @pytest.mark.parametrize(("drop_last", "views"), [(True, "epoch"), (False, "epoch"), (True, "stream")])
 def test_two_processes_share_one_stream_of_whole_pairs(tmp_path, drop_last, views):
     options = {"dataloader_drop_last": drop_last, "num_train_epochs": 3, "per_device_train_batch_size": 4}
-    options["relabel_views"] = views
+    options |= {"relabel_views": views, "augment_on": "device" if views == "stream" else "auto"}
     job = {"rows": 44, "options": options}
     one = run({**job, "output_dir": str(tmp_path / "one")})
     two = run({**job, "output_dir": str(tmp_path / "two"), "world_size": 2})

@@ -13,7 +13,7 @@ from tests.distributed.launch import run
 ROWS = 43  # no multiple of any number of processes: some are given a row twice, which must not count
 
 
-def states_of(folder, world, views):
+def states_of(folder, world, views, **changes):
     """The final states of all ranks of a run in which the weights do not move."""
     options = {
         "num_train_epochs": 1,
@@ -23,7 +23,13 @@ def states_of(folder, world, views):
         "per_device_train_batch_size": 8 // world,
         "per_device_eval_batch_size": 5,
     }
-    job = {"output_dir": str(folder / f"{views}-{world}"), "rows": ROWS, "model": "vit", "world_size": world}
+    job = {
+        "output_dir": str(folder / f"{views}-{world}"),
+        "rows": ROWS,
+        "model": "vit",
+        "world_size": world,
+        **changes,
+    }
     results = run({**job, "options": options})
     assert len(results) == world
     return [LabelState.load(Path(job["output_dir"]) / f"state-{rank}") for rank in range(world)], results
@@ -37,11 +43,15 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("views", "world"), [("epoch", 2), ("epoch", 4), ("stream", 2), ("stream", 4)])
-def test_one_two_and_four_processes_refresh_alike(tmp_path, alone, views, world):
+@pytest.mark.parametrize(
+    ("views", "world", "hosts"),
+    [("epoch", 2, "aa"), ("epoch", 4, "aaaa"), ("stream", 2, "aa"), ("stream", 4, "aaaa"), ("stream", 4, "abab")],
+)
+def test_one_two_and_four_processes_refresh_alike(tmp_path, alone, views, world, hosts):
+    """On one machine or, by their names, on two."""
     expected = alone[views]
     assert expected.prepared_epoch == 1
-    states, results = states_of(tmp_path, world, views)
+    states, results = states_of(tmp_path, world, views, hosts=hosts)
     assert len({result["state"] for result in results}) == 1  # the same on all, bit for bit
     found = states[0][0]
     assert torch.equal(found.labels, expected.labels)
@@ -64,6 +74,14 @@ def test_a_row_that_is_no_number_stops_all_processes(tmp_path):
     with pytest.raises(AssertionError) as caught:
         run({**job, "options": {"num_train_epochs": 1, "warmup_epochs": 0}}, timeout=120)
     assert str(caught.value).count("first in rows [7]") >= 2, json.dumps(job)
+
+
+@pytest.mark.slow
+def test_a_process_without_temporary_files_stops_all_processes(tmp_path):
+    job = {"output_dir": str(tmp_path), "rows": ROWS, "model": "vit", "world_size": 2, "lost_folder": 1}
+    with pytest.raises(AssertionError) as caught:
+        run({**job, "options": {"relabel_views": "stream"}}, timeout=120)
+    assert str(caught.value).count("OSError: Expected room for the labels of the training set in") >= 2
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from hf_balancemix.method import (
 from hf_balancemix.reports.label_issues import find_label_issues
 from hf_balancemix.training import statistics, stream
 from hf_balancemix.training.checkpoints import FINAL_STATE
+from hf_balancemix.training.methods import METHODS
 from hf_balancemix.training.refresh import predict_views, predicted_memory
 from hf_balancemix.training.stream import shared_labels
 from tests import tiny
@@ -120,6 +121,56 @@ def test_stopped_and_resumed_is_the_same_run(tmp_path):
         assert again.label_state.digest() == whole.label_state.digest()
     kept, _ = LabelState.load(tmp_path / "whole" / FINAL_STATE)
     assert kept.digest() == whole.label_state.digest()
+
+
+SCHEDULES = ["stream", "reuse", "epoch", "step"]
+
+
+OTHERS = [("stream", views) for views in SCHEDULES[1:]] + [(views, "stream") for views in SCHEDULES[1:]]
+
+
+@pytest.mark.parametrize("step", [2, 10, 12])
+@pytest.mark.parametrize(("before", "after"), [*OTHERS, ("stream", None)])
+def test_a_run_that_goes_on_with_another_schedule_prepares_its_epoch_anew(tmp_path, before, after, step):
+    """In warm-up, in the midst of an epoch, and at its end; None is the method without refinement."""
+    options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.01}
+    make(tmp_path, relabel_views=before, **options).train()
+    changed = {"relabel_views": after} if after else {"refinement": "none"}
+    again = make(tmp_path / "again", **changed, num_train_epochs=3)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    state = again.label_state
+    assert again.state.global_step == 15
+    assert (state.sparse is not None) == (state.mixtures is not None) == (after == "stream")
+    assert (state.posterior is not None) == (after in SCHEDULES[1:])
+    assert (state.sampling_sums is not None) == (after == "stream") != (state.sampling_probability is not None)
+    assert torch.equal(state.labels, torch.from_numpy(encode_labels(TRAIN, "labels").labels))
+
+
+@pytest.mark.parametrize("second", ["random", "batch"])
+def test_without_a_minority_half_nothing_is_summed_up(tmp_path, second):
+    trainer = make(tmp_path, second_sampler=second, num_train_epochs=4, logging_strategy="epoch")
+    trainer.train()
+    assert trainer.label_state.sampling_sums is None
+    assert not [key for entry in trainer.state.log_history for key in entry if key.startswith("sampling_")]
+    assert any("positive_confidence" in entry for entry in trainer.state.log_history)
+
+
+@pytest.mark.parametrize(("before", "after"), [("stream", "reuse"), ("reuse", "stream")])
+def test_a_trainer_whose_schedule_changes_reads_its_labels_anew(tmp_path, before, after):
+    """As a hyperparameter search changes it."""
+    trainer, fresh = (make(tmp_path / name, relabel_views=name) for name in (before, after))
+    trainer.args.relabel_views = after
+    for each in (trainer, fresh):
+        each.train()
+    assert trainer.label_state.digest() == fresh.label_state.digest()
+    assert tiny.same_weights(tiny.weights_of(trainer.model), tiny.weights_of(fresh.model))
+
+
+@pytest.mark.parametrize("method", ["co_teaching", "t_estimator"])
+def test_methods_that_need_tables_keep_them(tmp_path, method):
+    trainer = make(tmp_path, METHODS[method].trainer, second_sampler="batch", num_train_epochs=3)
+    assert trainer.label_state.sparse is None
+    assert trainer.clean_labels is not None
 
 
 def test_there_is_nothing_to_audit(tmp_path):
