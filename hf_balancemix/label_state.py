@@ -31,6 +31,7 @@ STATISTICS = (
     "best_probs",
     "transition",
     "mixtures",
+    "carried",
 )
 
 # The lowest of 32 bits is the given label; these follow, each from a bit on in so many steps: an even number, for ½.
@@ -80,15 +81,14 @@ class LabelState:
         posterior_count: (1,) int64, of how many.
         confidence: (N, K) float32 within 0.002, mean prediction on the two augmented views (Eq. 9).
         instance_posterior: (N, 2) float32, P(all labels of this image are clean) by each network of Co-teaching.
-        loss_sum: (N, K) float32, normalised losses summed over epochs; this and the next three only in the first stage
-            of T-estimator.
+        loss_sum: (N, K) float32, normalised losses summed over epochs; with the next three, T-estimator's first stage.
         best_map: (1,) float64, best mAP on the held-out images so far.
         best_loss: (K,) float64, least mean loss on the held-out images so far.
         best_probs: (N, K) float32, predictions of each class in the epoch of its ``best_loss``.
         transition: (K, 2, 2) float64, estimated noise of each class: rows are true values, columns given ones.
         mixtures: (2, K, 9) float64, what :meth:`Mixtures.stacked` holds (Eq. 7), with sparse labels.
-        sampling_sums: (N,) float64, running sums of the weights of the minority half, with sparse labels in place of
-            ``sampling_probability``. They follow from ``class_confidence`` and are in no file.
+        carried: (N, K) float16 logits of one augmented view, for the next refresh of schedule "carry".
+        sampling_sums: (N,) float64, with sparse labels: running sums of the weights of the minority half; in no file.
 
     Args:
         labels: (N, K), 0 or 1, the labels as the data set gives them; never changed.
@@ -108,6 +108,7 @@ class LabelState:
     best_probs: torch.Tensor | None
     transition: torch.Tensor | None
     mixtures: torch.Tensor | None
+    carried: torch.Tensor | None
     sampling_sums: torch.Tensor | None
     posterior, posterior_mean, confidence = _Probabilities(), _Probabilities(), _Probabilities()
 
@@ -153,8 +154,7 @@ class LabelState:
         """Return the given positives of each class, (K,) int64."""
         if self.sparse is not None:
             return self.sparse.counts
-        parts = [self.labels_of(rows).sum(dim=0, dtype=torch.int64) for rows in self._chunks()]
-        return torch.stack(parts).sum(dim=0)
+        return torch.stack([self.labels_of(rows).sum(dim=0, dtype=torch.int64) for rows in self._chunks()]).sum(dim=0)
 
     def probabilities_of(self, name: str, rows: torch.Tensor | slice) -> torch.Tensor | None:
         """Return (..., K) float32, what the ``posterior``, ``confidence`` or ``posterior_mean`` has in rows (...)."""
@@ -179,8 +179,7 @@ class LabelState:
         count = 0 if self.posterior_count is None else int(self.posterior_count)
         mean, posterior = self.posterior_mean, posterior.float()
         self.posterior_mean = posterior if mean is None else mean.lerp_(posterior, 1 / (count + 1))
-        self.posterior = posterior
-        self.posterior_count = torch.tensor([count + 1])
+        self.posterior, self.posterior_count = posterior, torch.tensor([count + 1])
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Return the statistics that exist, by name."""
@@ -316,7 +315,8 @@ class LabelState:
         """
         bits = self._bits
         self.assign(shard)
-        self._table, self.probs = (t if t is None else gather(t) for t in (shard._table, shard.probs))
+        tables = shard._table, shard.probs, shard.carried
+        self._table, self.probs, self.carried = (t if t is None else gather(t) for t in tables)
         self._bits = bits if self._table is None else None
 
     def digest(self) -> str:

@@ -63,12 +63,13 @@ def refresh(num_rows: int, num_labels: int, views: str = "epoch") -> dict[str, f
 
     def work() -> None:
         before = copy.copy(state)
-        refresh_statistics(state, args, _batches(num_rows, num_labels, args))
+        refresh_statistics(state, args, _batches(state, args))
         refresh_diagnostics(state, args, None, before)
         early_warnings(state, args, [])
 
     few = min(1000, num_rows)
-    refresh_statistics(_state(few, num_labels, args), args, _batches(few, num_labels, args))  # what stays allocated
+    small = _state(few, num_labels, args)
+    refresh_statistics(small, args, _batches(small, args))  # what stays allocated
     _, peak = peak_memory(work)
     tensors = [*state.stored().values(), *([state.sampling_sums, state.positives()] if args.streams else [])]
     predicted = predicted_memory(args, num_rows, num_labels, POSITIVES * num_rows)
@@ -92,16 +93,16 @@ def _state(num_rows: int, num_labels: int, args: BalanceMixTrainingArguments) ->
     built = LabelState(_labels(num_rows, num_labels), names)
     built.add_posterior(torch.rand(num_rows, num_labels))
     built.set_confidence(torch.rand(num_rows, num_labels), args.relabel_threshold)
+    if args.relabel_views == "carry":
+        built.carried = torch.randn(num_rows, num_labels).half()
     return built
 
 
-def _batches(
-    num_rows: int, num_labels: int, args: BalanceMixTrainingArguments
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(state: LabelState, args: BalanceMixTrainingArguments) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Random logits with the views of a pass."""
-    clean, augmented = views_of_pass(args, refines=True, final=False)
-    for rows in torch.arange(num_rows).split(256):
-        yield rows, torch.randn(len(rows), clean + augmented, num_labels)
+    clean, augmented = views_of_pass(state, args, refines=True, final=False)
+    for rows in torch.arange(len(state)).split(256):
+        yield rows, torch.randn(len(rows), clean + augmented, len(state.class_names))
 
 
 def _labels(num_rows: int, num_labels: int) -> torch.Tensor:

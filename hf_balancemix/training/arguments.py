@@ -11,7 +11,7 @@ from hf_balancemix.data.augmentations import AUGMENTATIONS
 from hf_balancemix.losses import CLASS_REDUCTIONS, LOSSES
 from hf_balancemix.method import MINORITY_SCORES, REFINEMENTS, TRANSITION_CHOICES
 
-RELABEL_VIEWS = ("step", "epoch", "reuse", "stream")
+RELABEL_VIEWS = ("step", "epoch", "reuse", "carry", "stream")
 WEIGHT_DECAY_ON = ("weights", "all", "matrices")
 SECOND_SAMPLERS = ("minority", "random", "batch", "none")
 EVALUATED_NETWORKS = ("first", "mean")
@@ -213,8 +213,8 @@ class BalanceMixTrainingArguments(TrainingArguments):
     relabel_views: str = _option(
         "reuse",
         "When the two augmented views of Eq. 9 are predicted: step (the paper), epoch (with a clean one, once per "
-        "epoch), reuse (once per epoch, in place of the clean one; the cheapest), stream (as reuse and again at the "
-        "step; no table of labels in memory).",
+        "epoch), reuse (in place of the clean one), carry (as reuse, but one of them is the last epoch's), stream (as "
+        "reuse and again at the step; no table).",
         RELABEL_VIEWS,
     )
     relabel_bn: str = _option(

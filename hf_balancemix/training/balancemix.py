@@ -86,7 +86,7 @@ class BalanceMixTrainer(MultiLabelTrainer):
         if state.prepared_epoch == epoch or not needed:
             return
         start, before = time.perf_counter(), copy.copy(state)  # a refresh makes new tensors, but for the sums
-        batches = predicted_views(self, *views_of_pass(self.args, refines, final), epoch)
+        batches = predicted_views(self, *views_of_pass(state, self.args, refines, final), epoch)
         non_monotone = refresh_statistics(state, self.args, batches, refines, final)
         state.prepared_epoch = epoch
         seconds = time.perf_counter() - start

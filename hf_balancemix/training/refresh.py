@@ -199,7 +199,8 @@ def predicted_memory(args: Any, num_rows: int, num_labels: int, positives: int) 
         shared = 4 * positives + 8 * (num_rows + 1) + (8 * num_rows if args.second_sampler == "minority" else 0)
         return PredictedMemory(168 * num_labels, _COUNTED * num_labels + _CHUNKS, shared)
     views = args.needs_views and args.relabel_views != "step"
-    held = state_bytes(num_rows, num_labels) + (0 if views else 4 * entries)  # with predictions for an audit
+    carried = 2 * entries if args.needs_views and args.relabel_views == "carry" else 0
+    held = state_bytes(num_rows, num_labels) + carried + (0 if views else 4 * entries)  # with predictions for an audit
     return PredictedMemory(held, _REFINED * entries + _CHUNKS)
 
 

@@ -3,6 +3,7 @@
 Each process predicts its own rows and keeps their losses to itself. What all processes need of them are sums (Eq. 2)
 and histograms (Eq. 6-7), which are reduced; then each computes the posteriors of its rows (Eq. 8), and the finished
 labels are put together. With ``relabel_views="stream"`` nothing is kept of any row: the mixtures are all there is.
+With "carry" a pass after the first predicts one view; the logits that the last one kept of its own are the other.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from hf_balancemix.method import (
 from hf_balancemix.training.refresh import all_reduce, broadcast, gather_rows
 from hf_balancemix.training.stream import refresh_sums
 
+_LARGEST_CARRIED = float(torch.finfo(torch.float16).max)
 _COUNTED_TOGETHER = 2**20  # losses; a histogram takes them faster in larger parts
 
 
@@ -69,16 +71,19 @@ class _Pass:
         return torch.cat(self.kept[name]) if name in self.kept else None
 
 
-def views_of_pass(args: Any, refines: bool, final: bool) -> tuple[bool, int]:
+def views_of_pass(state: LabelState, args: Any, refines: bool, final: bool) -> tuple[bool, int]:
     """Return whether the pass predicts unaugmented images, and how many augmented views of each.
 
     Args:
+        state: Before the pass.
         args: :class:`BalanceMixTrainingArguments`.
         refines: Whether labels will be refined, and posteriors are needed.
         final: Whether training is over; then every schedule predicts the augmented views.
     """
     augmented = 2 if refines and args.needs_views and (final or args.relabel_views != "step") else 0
-    return not (augmented and args.relabel_views in ("reuse", "stream")), augmented
+    if augmented and args.relabel_views == "carry" and state.carried is not None and not final:
+        augmented = 1
+    return not (augmented and args.relabel_views in ("reuse", "carry", "stream")), augmented
 
 
 def refresh_statistics(
@@ -117,7 +122,7 @@ def refresh_statistics(
     else:
         shares = args.world_size > 1
         own = state.shard(args.process_index, args.world_size) if shares else state
-        own.probs = found.of("probs")
+        own.probs, own.carried = found.of("probs"), found.of("carried")
         if mixtures is not None:
             losses = found.of("losses")
             assert losses is not None
@@ -144,15 +149,19 @@ def _collect(
     state: LabelState, args: Any, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], refines: bool, final: bool
 ) -> _Pass:
     """Go over this process's rows."""
-    clean, augmented = views_of_pass(args, refines, final)
+    clean, augmented = views_of_pass(state, args, refines, final)
     keep = set()
     if not args.streams:
         keep |= {"losses"} if refines else set()
         keep |= {"confidence"} if augmented else set()
         # Nothing reads them between refreshes; an audit takes them where there is no confidence, figures at the end.
         keep |= {"probs"} if final or (refines and not augmented) else set()
+        keep |= {"carried"} if augmented and args.relabel_views == "carry" and not final else set()
     found = _Pass(len(state.class_names), keep)
     for rows, logits in batches:
+        if augmented == 1:
+            assert state.carried is not None
+            logits = torch.cat([logits, state.carried[rows].float().unsqueeze(1)], dim=1)
         labels, base = state.labels_of(rows), logits[:, :1] if clean else logits
         tables = {"probs": base.sigmoid().mean(dim=1)}
         found.sums += confidence_sums(tables["probs"], labels)
@@ -161,6 +170,8 @@ def _collect(
             found.count(tables["losses"], labels)
         if "confidence" in keep:
             tables["confidence"] = view_confidence(*logits[:, -2:].unbind(dim=1))
+        if "carried" in keep:  # as rounded as a checkpoint has them, and without infinities
+            tables["carried"] = logits[:, 0].clamp(-_LARGEST_CARRIED, _LARGEST_CARRIED).half()
         found.take(**tables)
     found.finish()
     return found

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux")
-@pytest.mark.parametrize(("views", "rows"), [("epoch", 100_000), ("stream", 1_000_000)])
+@pytest.mark.parametrize(("views", "rows"), [("epoch", 100_000), ("carry", 100_000), ("stream", 1_000_000)])
 def test_predicted_memory_is_measured(views, rows):
     code = "import json; from hf_balancemix.benchmark.memory import refresh; "
     code += f"print(json.dumps(refresh({rows}, 80, {views!r})))"
@@ -41,6 +41,7 @@ def test_memory_follows_the_method():
     assert held == 4 * n * k + 8 * n + 16 * k + 8 <= n * k * 4 + n * 24
     assert refresh > 54 * n * k - 1
     assert predicted_memory(arguments(relabel_views="step"), n, k, 3 * n).held == held + 4 * n * k
+    assert predicted_memory(arguments(relabel_views="carry"), n, k, 3 * n).held == held + 2 * n * k
     assert predicted_memory(arguments(refinement="none"), n, k, 3 * n).held == 3 * n + 8 * n + 16 * k
     assert not any(predicted_memory(arguments(refinement="none", second_sampler="random"), n, k, 3 * n))
     stream, twice = (predicted_memory(arguments(relabel_views="stream"), m, k, 3 * m) for m in (n, 2 * n))

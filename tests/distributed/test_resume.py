@@ -20,6 +20,7 @@ CASES = [
     ("after", "boundary", 2, 2, 1, "step", "resnet", "balancemix"),
     ("after", "mid-epoch", 2, 2, 1, "epoch", "resnet", "balancemix"),
     ("after", "mid-epoch", 2, 0, 1, "stream", "resnet", "balancemix"),
+    ("after", "mid-epoch", 2, 0, 1, "carry", "resnet", "balancemix"),
     ("after", "mid-epoch", 1, 0, 1, "epoch", "vit", "bce"),
 ]
 

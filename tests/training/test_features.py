@@ -247,7 +247,7 @@ def test_an_optimizer_made_by_hand(tmp_path):
 # ---- the refresh and its file ----
 
 
-@pytest.mark.parametrize("views", ["step", "epoch", "reuse"])
+@pytest.mark.parametrize("views", ["step", "epoch", "reuse", "carry"])
 def test_state_files(tmp_path, views):
     trainer = make(tmp_path, relabel_views=views, save_strategy="epoch", num_train_epochs=3, warmup_epochs=1)
     trainer.train()
@@ -256,11 +256,13 @@ def test_state_files(tmp_path, views):
         assert state.prepared_epoch == (epoch or -1)  # epoch 0 is warm-up and uniform: nothing to prepare
         assert (state.posterior is not None) == (epoch >= 1)
         assert (state.confidence is not None) == (epoch >= 1 and views != "step")
+        assert (state.carried is not None) == (epoch >= 1 and views == "carry")
         assert run["relabel_views"] == views
     state, _ = LabelState.load(tmp_path / FINAL_STATE)
     assert state.prepared_epoch == 3
     assert state.digest() == trainer.label_state.digest()
     assert state.confidence.shape == state.posterior.shape == state.probs.shape == (ROWS, 5)
+    assert state.carried is None  # nothing reads it after training
     assert (tmp_path / FINAL_STATE / FILE_NAME).is_file()
 
 
@@ -272,7 +274,10 @@ def test_state_files(tmp_path, views):
         ({"relabel_views": "reuse"}, [(True, 0, 1), (False, 2, 2), (False, 2, 3)]),
         ({"relabel_views": "step"}, [(True, 0, 1), (True, 0, 2), (True, 2, 3)]),
         ({"relabel_views": "epoch", "warmup_epochs": 0}, [(True, 2, 0), (True, 2, 1), (True, 2, 2), (True, 2, 3)]),
+        ({"relabel_views": "carry"}, [(True, 0, 1), (False, 2, 2), (False, 2, 3)]),
+        ({"relabel_views": "carry", "warmup_epochs": 0}, [(False, 2, 0), (False, 1, 1), (False, 1, 2), (False, 2, 3)]),
         ({"refinement": "clean"}, [(True, 0, 1), (True, 0, 2), (True, 0, 3)]),
+        ({"refinement": "clean", "relabel_views": "carry"}, [(True, 0, 1), (True, 0, 2), (True, 0, 3)]),
         ({"refinement": "none"}, [(True, 0, 1), (True, 0, 2), (True, 0, 3)]),
         ({"refinement": "none", "second_sampler": "random"}, []),
         ({"second_sampler": "random"}, [(True, 2, 2), (True, 2, 3)]),  # the warm-up needs none
