@@ -39,6 +39,8 @@ _SHOWN = (
 )
 # Options of the trainer that say how data are read. Data sets whose columns are known need none of them.
 DATA_OPTIONS = ("image_column", "label_column", "label_delimiter")
+# Options of the method that are seldom needed: only the long help shows them.
+_SELDOM = ("augment_on",)
 # Two ways to say one thing: what the command line says takes the place of what the file says.
 _EXCLUSIVE = (("method", "methods"), ("total_batch_size", "per_device_train_batch_size"))
 _KINDS = {int: "a whole number", float: "a number", string_to_bool: "true or false"}
@@ -238,7 +240,7 @@ class RecipeParser:
         if self.data_options:
             names[next(iter(names))] += self.data_options
         own = BalanceMixTrainingArguments.__annotations__.keys() - TrainingArguments.__dataclass_fields__.keys()
-        own -= {*DATA_OPTIONS, *FIELDS_OF_OTHERS}
+        own -= {*DATA_OPTIONS, *FIELDS_OF_OTHERS, *_SELDOM}
         names["Options of the method"] = [name for name in self.fields if name in own]
         used_most = [name for group in _SHOWN for name in group]
         names["Options of the Trainer used most"] = used_most
