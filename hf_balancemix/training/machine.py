@@ -60,13 +60,12 @@ class Machine:
     @contextmanager
     def folder(self) -> Iterator[Path]:
         """Give a temporary folder to the processes of this machine. What they have mapped outlives it."""
-        folder = self.once(_make_folder)
-        error = None
+        folder, error = self.once(_make_folder), None
         try:
-            yield folder
-        except Exception as caught:
-            error = caught
-        try:
+            try:
+                yield folder
+            except Exception as caught:
+                error = caught
             gather_objects(None, self.args, error)  # all have mapped its files, or none goes on
         finally:
             if self.index == 0:

@@ -5,6 +5,7 @@ Both are in files that the processes of one machine map, and that none has to it
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def _write(folder: Path, parts: Any) -> None:
                 classes.write(part.classes.numpy().tobytes())
                 last += len(part.classes)
     except OSError as error:
+        if error.errno != errno.ENOSPC:  # the data set may be at fault
+            raise
         raise no_room(error) from error
 
 

@@ -60,10 +60,11 @@ def test_what_is_mapped_outlives_its_folder(tmp_path, monkeypatch):
     assert second.tolist() == [0, 1, 70, 3, 4]
 
 
-def test_an_error_leaves_no_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_an_error_leaves_no_folder(tmp_path, monkeypatch, error):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(KeyError, match="x"), machine_of(ALONE).folder():
-        raise KeyError("x")
+    with pytest.raises(error, match="x"), machine_of(ALONE).folder():
+        raise error("x")
     assert list(tmp_path.iterdir()) == []
 
 
