@@ -188,6 +188,7 @@ def epoch_parts(schedule: str, dataset: datasets.Dataset, options: Any) -> dict[
         clock.count(trainer, "_logits", "forwards")
         clock.count(trainer.accelerator, "backward", "backwards")
         clock.count(trainer.transform, "augment", "augmentation")
+        clock.count(trainer.transform, "views", "augmentation")  # on a device
         clock.count(trainer.transform, "finish", "augmentation")
         clock.count(trainer, "prepare_epoch", "statistics")
         clock.count(trainer, "compute_loss", "targets and losses")
