@@ -44,9 +44,9 @@ def memory(options: argparse.Namespace) -> tuple[str, list[Figure]]:
         ]
     for processes in tqdm((1, 2, 4), desc="processes", disable=None):
         found_by = held_by_processes(rows, k, POSITIVES, processes)
-        shares, own = ([of_one[name] for of_one in found_by] for name in ("share", "own"))
+        files, own = (sum(of_one[name] for of_one in found_by) / processes for name in ("files", "own"))
         name = f"stream, {rows:,} images on {processes} process{'es' if processes > 1 else ''}: memory of each"
-        figures.append(Figure(name, sum(shares) / processes, "MB", details={"of which its own": sum(own) / processes}))
+        figures.append(Figure(name, own + files, "MB", details={"of which its own": own}))
     return f"Statistics of N images × {k} classes, {POSITIVES} positives in each", figures
 
 

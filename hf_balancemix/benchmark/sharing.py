@@ -24,7 +24,7 @@ from hf_balancemix.training.arguments import BalanceMixTrainingArguments
 from hf_balancemix.training.statistics import refresh_statistics
 from hf_balancemix.training.stream import shared_labels
 
-_MEMORY = Path("/proc/self/smaps_rollup")
+_MEMORY = Path("/proc/self/smaps")
 _WARM_UP = 200_000  # rows after which what is allocated for a time and kept by the program no longer grows
 
 
@@ -38,8 +38,8 @@ def held_by_processes(num_rows: int, num_labels: int, positives: int, processes:
         processes: P.
 
     Returns:
-        Of each process the megabytes that it holds afterwards and did not before: ``own``, to itself, and ``share``,
-        these and its share of what it holds together with others (the proportional set size of Linux).
+        Of each process the megabytes that it holds afterwards and did not before: ``own``, to itself, and ``files``,
+        its part of those that it maps together with others (the proportional set size of Linux).
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -96,9 +96,19 @@ def _batches(state: LabelState, args: BalanceMixTrainingArguments) -> Iterator[t
 
 
 def _held() -> dict[str, float]:
-    gc.collect()  # the data set, whose pages count while they are mapped
+    """Megabytes that this process has changed, and its part of the files that it maps together with others.
+
+    Libraries are left out: whose they are changes whenever another program starts or ends.
+    """
+    gc.collect()
     pa.default_memory_pool().release_unused()
-    lines = dict(line.split(":", 1) for line in _MEMORY.read_text(encoding="utf-8").splitlines()[1:])
-    kilobytes = {name: int(value.split()[0]) for name, value in lines.items()}
-    own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
-    return {"own": own * 1024 / 1e6, "share": kilobytes["Pss"] * 1024 / 1e6}
+    found, files = {"own": 0, "files": 0}, False
+    for line in _MEMORY.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if not name.isidentifier():  # the first line of a mapping ends with its file
+            files = "/hf_balancemix-" in line
+        elif files and name == "Pss":
+            found["files"] += int(value.split()[0])
+        elif not files and name == "Private_Dirty":
+            found["own"] += int(value.split()[0])
+    return {name: kilobytes * 1024 / 1e6 for name, kilobytes in found.items()}
