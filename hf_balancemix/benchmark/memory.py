@@ -26,9 +26,10 @@ POSITIVES = 3
 
 
 def memory(options: argparse.Namespace) -> tuple[str, list[Figure]]:
-    """Measure schedules "epoch" and "stream" at three sizes each, alone in a process, and the largest in several."""
+    """Measure "epoch" and "stream" at three sizes, "carry" at one, each alone, and the last in several processes."""
     k = options.classes
     sizes = [("epoch", max(1, options.rows // part)) for part in (4, 2, 1)]
+    sizes.append(("carry", options.rows))
     sizes += [("stream", options.rows * times) for times in (1, 4, 16)]
     figures: list[Figure] = []
     for views, rows in tqdm(sizes, desc="refreshes", disable=None):

@@ -14,6 +14,7 @@ from hf_balancemix.compare.results import Results, wrong_in_result
 from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.formats import evaluation_labels
 from hf_balancemix.data.images import drop_unreadable, read_images
+from hf_balancemix.data.sparse_labels import sparse_labels
 from hf_balancemix.drawing import MissingNumbersError
 from hf_balancemix.label_files import FILE_NAME
 from hf_balancemix.label_state import LabelState
@@ -260,12 +261,12 @@ def _training_split(settings: Mapping[str, Any], data_dir: str | None) -> tuple[
     if settings.get("on_bad_image") == "skip":
         for part in splits:
             splits[part], _ = drop_unreadable(splits[part])
-    train = encode_labels(splits["train"])
-    test = encode_labels(splits["test"], class_names=train.class_names)
-    if labels_digest(train, evaluation_labels(splits["test"], test)) != settings["data"].get("digest"):
+    train, class_names = sparse_labels(splits["train"])
+    test = evaluation_labels(splits["test"], encode_labels(splits["test"], class_names=class_names))
+    if labels_digest(class_names, train, test) != settings["data"].get("digest"):
         raise mistake(
             "the data that the run was trained on",
-            f"others, with {len(train.labels)} training images",
+            f"others, with {len(train)} training images",
             "Name the folder that the training had as --data_dir, or leave it out to do without re-labelled images",
         )
-    return splits["train"].select_columns(["image"]), train.labels, ""
+    return splits["train"].select_columns(["image"]), train.dense(slice(None)).numpy(), ""

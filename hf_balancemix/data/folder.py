@@ -20,14 +20,13 @@ from hf_balancemix.data.columns import (
     Columns,
     LabelFormat,
     arrow_columns,
-    encode_labels,
     find_image_column,
     find_label_format,
-    read_labels,
 )
 from hf_balancemix.data.formats import IGNORED_COLUMN
 from hf_balancemix.data.images import stored_paths
 from hf_balancemix.data.sources import load_splits
+from hf_balancemix.data.sparse_labels import sparse_parts
 from hf_balancemix.data.validation import VALIDATION_SPLITS, choose_validation
 from hf_balancemix.messages import mistake, nearest
 
@@ -152,17 +151,19 @@ def as_label_lists(dataset: datasets.Dataset, label_format: LabelFormat) -> data
         ValueError: For values that are no labels of this format.
     """
     names = label_format.class_names
-    labels = {"labels": read_labels(arrow_columns(dataset, label_format.columns), label_format)}
+    formats = {"labels": label_format}
     for column in {IGNORED_COLUMN, "clean_labels"} & set(dataset.column_names) - set(label_format.columns):
-        labels[column] = encode_labels(dataset, column, names, label_format.delimiter).labels
+        formats[column] = find_label_format(dataset, column, names, label_format.delimiter)
     feature = datasets.List(datasets.ClassLabel(names=list(names)))
-    for column, table in labels.items():
-        rows, classes = np.nonzero(table)
-        offsets = np.searchsorted(rows, np.arange(len(table) + 1))
-        lists = pa.ListArray.from_arrays(offsets.astype(np.int32), classes)
+    for column, own_format in formats.items():
+        parts = [
+            pa.ListArray.from_arrays(part.offsets.int().numpy(), part.classes.long().numpy())
+            for part in sparse_parts(dataset, own_format)
+        ]
+        lists = pa.chunked_array(parts, pa.list_(pa.int64()))
         sources = set(label_format.columns) if column == "labels" else {column}
         same = sources == {column} and dataset.features[column] == feature
-        if not same or not arrow_columns(dataset, [column])[column].combine_chunks().equals(lists):
+        if not same or not arrow_columns(dataset, [column])[column].equals(lists):
             gone = sources | {column} & set(dataset.column_names)
             dataset = _replace(dataset, gone, column, lists, feature)
     return dataset
@@ -179,7 +180,7 @@ def _without_ignored(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def _replace(
-    dataset: datasets.Dataset, gone: set[str], column: str, values: pa.Array, feature: Any
+    dataset: datasets.Dataset, gone: set[str], column: str, values: pa.Array | pa.ChunkedArray, feature: Any
 ) -> datasets.Dataset:
     # Added first, for a data set forgets its length with its last column.
     added = dataset.add_column(f"new {column}", values, feature=feature)

@@ -7,10 +7,27 @@ from typing import Any
 
 import torch
 
-from hf_balancemix.data.columns import LabelFormat, arrow_columns, read_positives
+from hf_balancemix.data.columns import Columns, LabelFormat, Names, arrow_columns, find_label_format, read_positives
 from hf_balancemix.method import SparseLabels
 
 _VALUES, _ROWS = 2**22, 2**16  # so many of a multi-hot column are read at a time, or so many rows of ids or names
+
+
+def sparse_labels(
+    dataset: Any, label_column: Columns = None, class_names: Names | None = None, delimiter: str | None = None
+) -> tuple[SparseLabels, Names]:
+    """Read what ``encode_labels`` reads, with the same arguments, rules and errors, and not as a table.
+
+    Returns:
+        The labels, and the K class names.
+    """
+    label_format = find_label_format(dataset, label_column, class_names, delimiter)
+    offsets, classes = [torch.zeros(1, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int32)]
+    for part in sparse_parts(dataset, label_format):
+        offsets.append(part.offsets[1:] + offsets[-1][-1])
+        classes.append(part.classes)
+    names = label_format.class_names
+    return SparseLabels(torch.cat(offsets), torch.cat(classes), len(names)), names
 
 
 def sparse_parts(dataset: Any, label_format: LabelFormat) -> Iterator[SparseLabels]:

@@ -17,15 +17,18 @@ from datasets import DatasetDict
 from datasets import disable_progress_bars as disable_map_bars
 from tqdm.auto import tqdm
 
-from hf_balancemix.data.columns import LabelTable, encode_labels
+from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.formats import evaluation_labels
 from hf_balancemix.data.images import check_files, drop_unreadable
+from hf_balancemix.data.sparse_labels import sparse_labels
 from hf_balancemix.messages import some
+from hf_balancemix.method import SparseLabels
 from hf_balancemix.recipe.command import Command, Recipe
 from hf_balancemix.recipe.options import RecipeArguments
 
 # Smaller sets are mapped in less time than a bar takes to read.
 _BAR_FROM = 10_000
+_TOGETHER = 2**24  # labels of a table made at a time
 
 
 @dataclass(frozen=True)
@@ -71,33 +74,35 @@ def load_job(recipe: Recipe, command: Command) -> Job:
                 splits[name], unreadable[name] = drop_unreadable(splits[name], num_proc=workers)
             else:
                 check_files(splits[name], "image", name)
-    train = encode_labels(splits["train"])
-    test = encode_labels(splits["test"], class_names=train.class_names)
+    train, class_names = sparse_labels(splits["train"])
+    test = encode_labels(splits["test"], class_names=class_names)
     if not test.labels.any():
         raise ValueError("Expected a test split with at least one label, found none in any row. Check the labels.")
     # Class groups stay the same under any noise, where the truth is known.
-    known = "clean_labels" if "clean_labels" in splits["train"].column_names else "labels"
-    clean = encode_labels(splits["train"], known, train.class_names)
+    known = "clean_labels" in splits["train"].column_names
+    clean = sparse_labels(splits["train"], "clean_labels", class_names)[0] if known else train
     if state.is_main_process:
         _note_unreadable(command.output_dir / "unreadable_images.json", unreadable)
-        counts = f"{len(train.labels)} training and {len(test.labels)} test images"
-        tqdm.write(f"{recipe.name}: {counts}, {len(train.class_names)} classes: {some(train.class_names)}")
+        counts = f"{len(train)} training and {len(test.labels)} test images"
+        tqdm.write(f"{recipe.name}: {counts}, {len(class_names)} classes: {some(class_names)}")
     return Job(
         options=options,
         splits=splits,
-        class_names=train.class_names,
-        train_counts=clean.labels.sum(axis=0, dtype="int64"),
+        class_names=class_names,
+        train_counts=clean.counts.numpy(),
         groups=recipe.groups,
         unreadable={name: len(dropped) for name, dropped in unreadable.items()},
-        digest=labels_digest(train, evaluation_labels(splits["test"], test)),
+        digest=labels_digest(class_names, train, evaluation_labels(splits["test"], test)),
         command_line=command.line,
     )
 
 
-def labels_digest(train: LabelTable, test: npt.NDArray[np.int8]) -> str:
+def labels_digest(class_names: Sequence[str], train: SparseLabels, test: npt.NDArray[np.int8]) -> str:
     """Return what tells data apart, by class names and labels: training and test, whose entries may be ignored."""
-    parts = hashlib.sha256(json.dumps([train.class_names, train.labels.shape, test.shape]).encode())
-    parts.update(np.packbits(train.labels).tobytes())
+    parts = hashlib.sha256(json.dumps([class_names, train.shape, test.shape]).encode())
+    height = max(8, _TOGETHER // train.num_labels // 8 * 8)  # rows whose bits fill whole bytes
+    for start in range(0, len(train), height):
+        parts.update(np.packbits(train.dense(slice(start, start + height)).numpy()).tobytes())
     parts.update(np.ascontiguousarray(test).tobytes())
     return parts.hexdigest()[:16]
 

@@ -72,5 +72,5 @@ def test_processes_share_what_grows_with_the_images(processes):
 def test_memory_prints_its_figures(capsys):
     main(["memory", "--rows", "400", "--classes", "5", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert len(found["figures"]) == 21
+    assert len(found["figures"]) == 24
     assert [f["met"] for f in found["figures"] if f["name"].endswith("state")][:3] == [True] * 3

@@ -8,6 +8,7 @@ from hf_balancemix.cli.main import main
 from hf_balancemix.data.columns import encode_labels
 from hf_balancemix.data.digits import CLASS_NAMES, load_digits_attributes
 from hf_balancemix.data.formats import evaluation_labels
+from hf_balancemix.data.sparse_labels import sparse_labels
 from hf_balancemix.label_state import LabelState
 from hf_balancemix.recipe.job import labels_digest
 
@@ -16,8 +17,8 @@ from hf_balancemix.recipe.job import labels_digest
 def digits():
     splits = load_digits_attributes()
     test = encode_labels(splits["test"])
-    train = encode_labels(splits["train"])
-    return torch.from_numpy(train.labels), labels_digest(train, evaluation_labels(splits["test"], test))
+    train, names = sparse_labels(splits["train"])
+    return train.dense(slice(None)), labels_digest(names, train, evaluation_labels(splits["test"], test))
 
 
 def entry(method, digest, seed=0, **changes):
