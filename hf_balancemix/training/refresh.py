@@ -82,10 +82,14 @@ def predicted_views(
         for batch in tqdm(loader, desc="refresh", leave=False, delay=2, disable=args.disable_tqdm or rank != 0):
             moved = {name: tensor.to(args.device, non_blocking=True) for name, tensor in batch.items()}
             pixels = trainer.transform.views(moved, clean)
-            with trainer.compute_loss_context_manager():
-                # As the batches of the steps are: DeepSpeed wants floats in the model's precision.
-                flat = trainer._prepare_input(trainer.transform.finish(pixels.flatten(0, 1)))
-                logits = trainer._logits(model, flat) if predict is None else predict(flat)
+            found = []
+            # Never more at once than in an evaluation: that is what fits, and on a CPU it is faster too.
+            for part in pixels.flatten(0, 1).split(args.eval_batch_size):
+                with trainer.compute_loss_context_manager():
+                    # As the batches of the steps are: DeepSpeed wants floats in the model's precision.
+                    finished = trainer._prepare_input(trainer.transform.finish(part))
+                    found.append(trainer._logits(model, finished) if predict is None else predict(finished))
+            logits = torch.cat(found)
             own = torch.tensor(rows.own[seen : seen + len(pixels)], dtype=torch.int64)
             seen += len(pixels)
             logits = logits.float().unflatten(0, pixels.shape[:2])[: len(own)].cpu()

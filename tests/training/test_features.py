@@ -307,6 +307,21 @@ def test_one_pass_per_epoch(tmp_path, monkeypatch, changes, passes):
     assert trainer.label_state.digest() == before
 
 
+def test_no_forward_of_a_pass_is_larger_than_one_of_an_evaluation(tmp_path):
+    trainer = make(tmp_path, relabel_views="epoch", warmup_epochs=0, num_train_epochs=1, per_device_eval_batch_size=5)
+    sizes, logits_of = [], trainer._logits
+
+    def noted(model, images):
+        if not model.training:
+            sizes.append(len(images))
+        return logits_of(model, images)
+
+    trainer._logits = noted
+    trainer.train()
+    assert max(sizes) == 5
+    assert sum(sizes) == 2 * 3 * ROWS  # before the epoch and after it, three views
+
+
 def steps_of(trainer):
     """Train; what every step was given and what the loss was asked for, in order."""
     seen, step = [], trainer.compute_loss
