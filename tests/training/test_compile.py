@@ -24,7 +24,7 @@ class Compiled(TrainerCallback):
         self.after_evaluation.append(counters["stats"]["unique_graphs"])
 
 
-@pytest.mark.parametrize(("views", "more"), [("reuse", 0), ("epoch", 0), ("step", 1), ("stream", 1)])
+@pytest.mark.parametrize(("views", "more"), [("reuse", 0), ("epoch", 0), ("carry", 0), ("step", 1), ("stream", 1)])
 def test_nothing_is_compiled_again_after_the_first_step_of_its_kind(tmp_path, views, more):
     torch._dynamo.reset()
     counters.clear()
